@@ -1,0 +1,20 @@
+"""Draw the same subject in many scenes with any Stable Diffusion, with or without training."""
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "shared_attention": "consist.attention",
+    "Isolated": "consist.methods.isolated",
+    "Shared": "consist.methods.spectral",
+    "Spectral": "consist.methods.spectral",
+    "generate": "consist.generate",
+    "RunConfig": "consist.config",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'consist' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
