@@ -1,0 +1,56 @@
+"""What is shared between images: one file per paper, and the names they go by."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from consist.errors import ConsistError, unknown
+from consist.methods.isolated import Isolated
+from consist.methods.method import Method
+from consist.methods.spectral import Shared, Spectral
+
+METHODS: dict[str, type[Method]] = {
+    "isolated": Isolated,
+    "shared": Shared,
+    "spectral": Spectral,
+}
+
+
+def build(settings: Mapping[str, Any]) -> Method:
+    """Makes a method from its name and fields; texts are read as the field's type.
+
+    Args:
+        settings: Such as ``{"name": "spectral", "anchors": "2", "window": "0,0.8"}``.
+
+    Raises:
+        ConsistError: The name or a field is unknown, or a value does not fit.
+    """
+    given = dict(settings)
+    name = given.pop("name")
+    if name not in METHODS:
+        raise ConsistError(unknown("method", name, METHODS))
+    defaults = {field.name: field.default for field in fields(METHODS[name])}  # type: ignore[arg-type]
+    if strange := [field for field in given if field not in defaults]:
+        has = ", ".join(defaults) or "none"
+        raise ConsistError(f"{name} has no field {strange[0]!r}; its fields: {has}")
+    try:
+        return METHODS[name](**{key: _read(value, defaults[key]) for key, value in given.items()})
+    except ValueError as error:
+        raise ConsistError(f"{name}: {error}") from None
+
+
+def _read(value: Any, default: Any) -> Any:
+    """Turns text into the type of ``default``; a list, as JSON has it, into a tuple."""
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, str):
+        return value
+    if isinstance(default, bool):
+        if value.lower() not in ("true", "false"):
+            raise ValueError(f"{value!r} is neither true nor false")
+        return value.lower() == "true"
+    if isinstance(default, float):
+        return float(value)
+    if isinstance(default, tuple):
+        return tuple(_read(part.strip(), default[0]) for part in value.split(","))
+    return int(value) if value.isdecimal() else value

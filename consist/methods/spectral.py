@@ -1,0 +1,139 @@
+"""Sharing of all tokens of the anchor images, plain or with reweighted singular values.
+
+Spectral sharing is the idea of E. Grishina's coursework (HSE, 29.04.25): the leading singular
+values of an anchor's keys and values carry the subject, the small ones its background.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from consist.methods.method import Site
+from consist.sharing import Bank, pack
+from consist.spectrum import filter_matrix, parse_spectrum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """Every image attends to all tokens of the anchor images: ConsiStory without its masks.
+
+    Self-attention of arXiv:2402.03286, eq. 2-3, with M = 1 for anchors.
+
+    Raises:
+        ValueError: A field is out of its range, when made; more anchors than images, when called.
+    """
+
+    anchors: int | str = "all"  # the first so many images, "all", or "random": one, at each call
+    layers: tuple[str, ...] = ("up_blocks",)  # beginnings of dotted layer names
+    window: tuple[float, float] = (0.0, 1.0)  # progress [start, stop); a stop of 1 is included
+    strength: float = 1.0  # weight of a shared token against an own one, above 0
+
+    def __post_init__(self) -> None:
+        named = self.anchors in ("all", "random")
+        if not named and (type(self.anchors) is not int or self.anchors < 1):
+            raise ValueError(
+                f"anchors is {self.anchors!r}; allowed: 'all', 'random' or a whole number from 1"
+            )
+        if not isinstance(self.layers, tuple) or not self.layers or not all(self.layers):
+            raise ValueError(
+                f"layers is {self.layers!r}; allowed: a tuple of beginnings such as ('up_blocks',)"
+            )
+        if len(self.window) != 2 or not 0 <= self.window[0] < self.window[1] <= 1:
+            raise ValueError(f"window is {self.window}; allowed: 0 <= start < stop <= 1")
+        if not 0 < self.strength < math.inf:
+            raise ValueError(f"strength is {self.strength}; allowed: finite and above 0")
+
+    def covers(self, layer: str) -> bool:
+        """Whether ``layer`` lies in one of ``layers``, by whole parts of its dotted name."""
+        return any(f"{layer}.".startswith(f"{start}.") for start in self.layers)
+
+    def anchor_count(self, images: int) -> int:
+        """How many of ``images`` images, the first ones, must be drawn in every batch."""
+        return self.anchors if isinstance(self.anchors, int) else images
+
+    def anchor_images(self, site: Site) -> tuple[int, ...]:
+        """The images of the batch whose tokens are shared, in ascending order."""
+        if self.anchors == "random":
+            return (int(torch.randint(site.n, (), generator=site.generator())),)
+        count = site.n if self.anchors == "all" else int(self.anchors)
+        if count > site.n:
+            raise ValueError(f"anchors is {count}; allowed: at most {site.n}, the images there are")
+        return tuple(range(count))
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Bank | None:
+        """What is shared at this site, for q, k, v ``(g n) h l d``; None outside the window.
+
+        None for a single image too: it never sees its own tokens twice, and there are no others.
+        """
+        anchors = self.anchor_images(site)
+        if site.n == 1 or not self._is_open(site.progress):
+            return None
+        bias = None
+        if self.strength != 1:
+            weight = math.log(self.strength)
+            bias = torch.full((len(anchors), k.shape[2]), weight, device=k.device)
+        return pack(k, v, anchors, images=site.n, bias=bias)
+
+    def _is_open(self, progress: float) -> bool:
+        start, stop = self.window
+        return start <= progress and (progress < stop or stop == 1)
+
+
+# the matrix that is decomposed, by width and pool: tokens before features
+MATRICES = {
+    ("head", "anchor"): "g h a l d",
+    ("head", "all"): "g h (a l) d",
+    ("full", "anchor"): "g a l (h d)",
+    ("full", "all"): "g (a l) (h d)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectral(Shared):
+    """Shared, with the singular values of the anchors' keys and values reweighted.
+
+    Grishina 2025 has ``width="full"``, ``pool="anchor"``, ``centered=False``. An image's own keys
+    and values stay as they are; the guidance halves are never mixed.
+
+    Raises:
+        ValueError: A field is out of its range, when made; more anchors than images, when called.
+    """
+
+    keys: str = "energy:0.95"  # spectrum of the keys, see consist.spectrum.parse_spectrum
+    values: str = "log"  # spectrum of the values
+    width: str = "head"  # "head": each head alone; "full": all heads side by side
+    pool: str = "anchor"  # "anchor": each anchor alone; "all": their tokens below one another
+    centered: bool = True  # the mean token is kept out of the reweighting
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, text in (("keys", self.keys), ("values", self.values)):
+            try:
+                parse_spectrum(text)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        if self.width not in ("head", "full"):
+            raise ValueError(f"width is {self.width!r}; allowed: 'head' or 'full'")
+        if self.pool not in ("anchor", "all"):
+            raise ValueError(f"pool is {self.pool!r}; allowed: 'anchor' or 'all'")
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Bank | None:
+        """What is shared at this site, reweighted; else as ``Shared``."""
+        bank = super().__call__(q, k, v, site)
+        if bank is None:
+            return None
+        anchors = bank.k.shape[2] // k.shape[2]
+        return replace(
+            bank,
+            k=self._filter(bank.k, self.keys, anchors),
+            v=self._filter(bank.v, self.values, anchors),
+        )
+
+    def _filter(self, x: Tensor, text: str, anchors: int) -> Tensor:
+        packed, matrix = "g h (a l) d", MATRICES[self.width, self.pool]
+        matrices = rearrange(x, f"{packed} -> {matrix}", a=anchors)
+        filtered = filter_matrix(matrices, parse_spectrum(text), centered=self.centered)
+        return rearrange(filtered, f"{matrix} -> {packed}", a=anchors, h=x.shape[1])
