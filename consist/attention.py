@@ -1,0 +1,220 @@
+"""Plugs a method into the self-attention of a diffusers UNet, and takes it out without a trace.
+
+Glue only: it projects, asks the method what is shared, attends and projects back. It must not
+know how a method chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
+from einops import rearrange
+from torch import Tensor
+
+from consist.backend import attend, choose
+from consist.methods.method import Method, Site
+
+TRAIN_TIMESTEPS = 1000  # of every Stable Diffusion; used when only a UNet is given
+
+
+@contextmanager
+def shared_attention(
+    pipe: DiffusionPipeline | UNet2DConditionModel,
+    method: Method,
+    *,
+    guidance_halves: int | None = None,
+    backend: str = "auto",
+    seed: int = 0,
+) -> Iterator[None]:
+    """Lets the images of a batch attend to one another while the block runs.
+
+    ```python
+    with consist.shared_attention(pipe, consist.Spectral()):
+        images = pipe(prompts, generator=generators).images
+    ```
+
+    Blocks nest (the inner one wins), and leaving one, also through an exception, puts back the
+    very processors that were there.
+
+    Args:
+        pipe: Any SD 1.x, SD 2.x or SDXL pipeline, or its bare UNet.
+        method: What is shared, such as ``Spectral()``.
+        guidance_halves: How many guidance halves a batch stacks, as ``(g n)``: 2 with
+            classifier-free guidance, else 1. Read from a pipeline's call; required for a UNet.
+        backend: Which version of ``attend`` runs; see ``consist.backend``.
+        seed: Source of a method's random choices, such as random anchors.
+
+    Raises:
+        TypeError: ``pipe`` has no ``UNet2DConditionModel``.
+        ValueError: No self-attention layer is covered, or an argument does not fit.
+        NotImplementedError: A covered layer does more than plain self-attention.
+    """
+    unet = _unet_of(pipe)
+    layers = covered_layers(unet, method)
+    call = UNetCall(_halves_reader(pipe, guidance_halves), _train_timesteps(pipe), seed)
+    name, _ = choose(backend, unet.device, unet.dtype)
+    with ExitStack() as restore:
+        handle = unet.register_forward_pre_hook(call, with_kwargs=True)
+        restore.callback(handle.remove)
+        for layer, attn in layers.items():
+            restore.callback(attn.set_processor, attn.processor)
+            attn.set_processor(SharedAttnProcessor(layer, method, call, name))
+        yield
+
+
+class UNetCall:
+    """What the UNet call that is under way says of itself; read by a hook, never counted."""
+
+    def __init__(self, halves: Callable[[], int], train_timesteps: int, seed: int):
+        self._halves = halves
+        self._train_timesteps = train_timesteps
+        self._seed = seed
+
+    def __call__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Reads the arguments of the UNet, as its pre-hook."""
+        sample = kwargs["sample"] if "sample" in kwargs else args[0]
+        timestep = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1])
+        if timestep.numel() > 1 and not bool((timestep == timestep.flatten()[0]).all()):
+            raise NotImplementedError("shared attention needs one timestep for the whole batch")
+        self.progress = 1.0 - float(timestep.flatten()[0]) / self._train_timesteps
+        self.height, self.width = sample.shape[-2:]
+        self.g = self._halves()
+        if sample.shape[0] % self.g:
+            raise ValueError(f"a batch of {sample.shape[0]} cannot hold {self.g} guidance halves")
+        self.n = sample.shape[0] // self.g
+
+    def site(self, layer: str, tokens: int) -> Site:
+        """Describes the layer that looks at ``tokens`` tokens in this call."""
+        height, width = grid_of(tokens, self.height, self.width)
+        return Site(
+            layer=layer,
+            height=height,
+            width=width,
+            progress=self.progress,
+            g=self.g,
+            n=self.n,
+            seed=self._seed,
+        )
+
+
+class SharedAttnProcessor:
+    """Self-attention that lets a method decide which tokens of other images are seen."""
+
+    def __init__(self, layer: str, method: Method, call: UNetCall, backend: str):
+        self.layer = layer
+        self.method = method
+        self.call = call
+        self.backend = backend
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Self-attention of ``hidden_states`` ``(g n) l c``, as diffusers calls it."""
+        if encoder_hidden_states is not None or attention_mask is not None:
+            raise NotImplementedError(f"{self.layer} was given a text context or a mask")
+
+        query, key, value = (
+            rearrange(project(hidden_states), "b l (h d) -> b h l d", h=attn.heads)
+            for project in (attn.to_q, attn.to_k, attn.to_v)
+        )
+
+        bank = self.method(query, key, value, self.call.site(self.layer, query.shape[2]))
+
+        hidden_states = attend(query, key, value, bank, self.backend)
+
+        hidden_states = rearrange(hidden_states, "b h l d -> b l (h d)")
+        dropout: torch.nn.Module = attn.to_out[1]
+        return dropout(attn.to_out[0](hidden_states))
+
+
+def grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
+    """Finds the grid of ``tokens`` tokens in a UNet whose input is ``height x width``.
+
+    A UNet halves its grid and rounds up, so exactly one of its levels can have that many.
+
+    >>> grid_of(15, 9, 19)
+    (3, 5)
+    """
+    rows, columns = height, width
+    while rows * columns > tokens:
+        rows, columns = (rows + 1) // 2, (columns + 1) // 2
+    if rows * columns != tokens:
+        raise NotImplementedError(f"no level of a {height}x{width} UNet has {tokens} tokens")
+    return rows, columns
+
+
+def covered_layers(unet: UNet2DConditionModel, method: Method) -> dict[str, Attention]:
+    """The self-attention layers that ``method`` covers, by their dotted names."""
+    layers = {
+        name: module
+        for name, module in unet.named_modules()
+        if name.endswith(".attn1") and isinstance(module, Attention)
+    }
+    covered = {name: attn for name, attn in layers.items() if method.covers(name)}
+    if not covered:
+        known = ", ".join(sorted({name.split(".attentions")[0] for name in layers})) or "none"
+        raise ValueError(f"no self-attention layer is covered by {method}; this UNet has {known}")
+    for name, attn in covered.items():
+        _refuse_unusual(name, attn)
+    return covered
+
+
+def _refuse_unusual(layer: str, attn: Attention) -> None:
+    """Raises unless the layer is plain self-attention with a stock processor."""
+    known = (AttnProcessor, AttnProcessor2_0, XFormersAttnProcessor, SlicedAttnProcessor)
+    if not isinstance(attn.processor, (*known, SharedAttnProcessor)):
+        used = type(attn.processor).__name__
+        raise NotImplementedError(f"{layer} already has a processor of its own, {used}")
+    norms = (attn.group_norm, attn.spatial_norm, attn.norm_q, attn.norm_k)
+    width = attn.inner_dim // attn.heads
+    unscaled = attn.rescale_output_factor == 1.0 and attn.scale == width**-0.5
+    if attn.residual_connection or not unscaled or any(norm is not None for norm in norms):
+        raise NotImplementedError(f"{layer} has norms, a residual or a scale of its own")
+
+
+def _unet_of(pipe: Any) -> UNet2DConditionModel:
+    unet = getattr(pipe, "unet", pipe)
+    if not isinstance(unet, UNet2DConditionModel):
+        given = type(pipe).__name__
+        raise TypeError(f"{given} has no UNet2DConditionModel; SD 1.x, SD 2.x and SDXL have one")
+    return unet
+
+
+def _train_timesteps(pipe: Any) -> int:
+    scheduler = getattr(pipe, "scheduler", None)
+    return int(scheduler.config.num_train_timesteps) if scheduler else TRAIN_TIMESTEPS
+
+
+def _halves_reader(pipe: Any, given: int | None) -> Callable[[], int]:
+    """How the number of guidance halves is known at each UNet call."""
+    if given is not None:
+        if given not in (1, 2):
+            raise ValueError(f"guidance_halves must be 1 or 2, not {given}")
+        return lambda: given
+    if not hasattr(type(pipe), "do_classifier_free_guidance"):
+        kind = type(pipe).__name__
+        raise ValueError(f"{kind} does not tell its guidance: pass guidance_halves=1 or 2")
+
+    def read() -> int:
+        if getattr(pipe, "do_perturbed_attention_guidance", False):
+            raise NotImplementedError("perturbed-attention guidance cannot be shared")
+        return 2 if pipe.do_classifier_free_guidance else 1
+
+    return read

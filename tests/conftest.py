@@ -1,0 +1,121 @@
+"""Real diffusers classes at toy size with random weights, built once per test run."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+for library in ("TRANSFORMERS", "DIFFUSERS"):
+    os.environ.setdefault(f"{library}_VERBOSITY", "error")
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+from consist.mini.architecture import build_tokenizer
+
+WIDTH = 32
+
+
+def _unet(**changes) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    settings = {
+        "sample_size": 8,
+        "block_out_channels": (32, 64),
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": (2, 4),
+        "cross_attention_dim": WIDTH,
+        "norm_num_groups": 8,
+    }
+    return UNet2DConditionModel(**{**settings, **changes}).eval()
+
+
+def _vae() -> AutoencoderKL:
+    torch.manual_seed(1)
+    return AutoencoderKL(
+        sample_size=16,
+        block_out_channels=(16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=8,
+    ).eval()
+
+
+def _text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> CLIPTokenizer:
+    return build_tokenizer(["a cat in paris", "a cat on the moon", "a red bus on a beach"])
+
+
+@pytest.fixture(scope="session")
+def unet() -> UNet2DConditionModel:
+    """The UNet of SD 1.x in small: attention in every block, at two resolutions."""
+    return _unet()
+
+
+@pytest.fixture(scope="session")
+def sd_pipe(tokenizer) -> StableDiffusionPipeline:
+    torch.manual_seed(2)
+    pipe = StableDiffusionPipeline(
+        tokenizer=tokenizer,
+        text_encoder=CLIPTextModel(_text_config(tokenizer)).eval(),
+        vae=_vae(),
+        unet=_unet(),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def sdxl_pipe(tokenizer) -> StableDiffusionXLPipeline:
+    torch.manual_seed(3)
+    pipe = StableDiffusionXLPipeline(
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        text_encoder=CLIPTextModel(_text_config(tokenizer)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer)).eval(),
+        vae=_vae(),
+        unet=_unet(
+            cross_attention_dim=2 * WIDTH,
+            use_linear_projection=True,
+            transformer_layers_per_block=(1, 2),
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+        ),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
