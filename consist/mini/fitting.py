@@ -1,0 +1,170 @@
+"""The loop that all stages of training `mini` share: resumable, averaged, bounded in time.
+
+It must not know pictures or models. Randomness is derived from (stage, step), so a resumed run
+takes the same steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+EMA = 0.999
+Report = Callable[[str, int, int, float], None]  # stage, step, steps, loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How long and how fast each stage learns."""
+
+    pictures: int = 32_000
+    vae_steps: int = 6_400
+    vae_batch: int = 8
+    vae_lr: float = 1.5e-3
+    word_steps: int = 1_200
+    word_batch: int = 128
+    word_lr: float = 2e-3
+    unet_steps: int = 8_000
+    unet_batch: int = 32
+    unet_lr: float = 1e-3
+    warmup: int = 200
+    checkpoint_s: float = 180.0
+    minutes: float = math.inf  # stop, with a checkpoint, after so long
+
+
+class OutOfTime(Exception):
+    """The recipe's minutes are over; the checkpoint is written."""
+
+
+class Trainee:
+    """Weights that learn, their moving average and AdamW's state, kept in one safetensors file."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], lr: float, path: Path):
+        self.parameters = {
+            f"{prefix}.{name}": parameter
+            for prefix, module in modules.items()
+            for name, parameter in module.named_parameters()
+        }
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01
+        )
+        self.lr = lr
+        self.path = path
+        self.step = 0
+        if path.exists():
+            self._load()
+
+    def update(self, loss: Tensor, lr_factor: float) -> None:
+        """Takes one step down the gradient of ``loss``."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * lr_factor
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        # short at first, so that the random start is forgotten
+        decay = min(EMA, self.step / (self.step + 10))
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                self.average[name].lerp_(parameter, 1 - decay)
+
+    def save(self) -> None:
+        """Writes the file in full or not at all."""
+        tensors = {f"average.{name}": value for name, value in self.average.items()}
+        for name, parameter in self.parameters.items():
+            state = self.optimizer.state[parameter]
+            tensors[f"weight.{name}"] = parameter.detach()
+            tensors[f"exp_avg.{name}"] = state["exp_avg"]
+            tensors[f"exp_avg_sq.{name}"] = state["exp_avg_sq"]
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
+        partial = self.path.with_suffix(".part")
+        save_file(tensors, partial, metadata={"step": str(self.step)})
+        partial.replace(self.path)
+
+    def _load(self) -> None:
+        with safe_open(self.path, "pt") as file:
+            self.step = int(file.metadata()["step"])
+            for name, parameter in self.parameters.items():
+                parameter.data.copy_(file.get_tensor(f"weight.{name}"))
+                self.average[name].copy_(file.get_tensor(f"average.{name}"))
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(self.step)),
+                    "exp_avg": file.get_tensor(f"exp_avg.{name}").to(parameter),
+                    "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{name}").to(parameter),
+                }
+
+    def adopt_average(self) -> None:
+        """Puts the moving average in the place of the weights."""
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(self.average[name])
+
+
+def lr_factor(step: int, steps: int, warmup: int) -> float:
+    """Rises over ``warmup`` steps, holds, and falls as a cosine over the second half.
+
+    >>> [round(lr_factor(step, 100, 10), 2) for step in (0, 20, 50, 75, 100)]
+    [0.1, 1.0, 1.0, 0.5, 0.0]
+    """
+    fall = min(1.0, max(0.0, 2 * step / steps - 1))
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * fall))
+
+
+@dataclass(frozen=True)
+class Session:
+    """One call of the trainer: where it works, until when, and whom it tells."""
+
+    folder: Path
+    recipe: Recipe
+    device: torch.device
+    report: Report
+    started: float  # time.monotonic() when it began
+
+    def fit(
+        self,
+        stage: str,
+        modules: Mapping[str, nn.Module],
+        lr: float,
+        steps: int,
+        loss: Callable[[int], Tensor],
+    ) -> None:
+        """Minimizes ``loss(step)`` over the weights of ``modules``, which end as their average.
+
+        Raises:
+            OutOfTime: The recipe's minutes are over; the weights are the average so far.
+        """
+        trainee = Trainee(modules, lr, self.folder / f"{stage}.safetensors")
+        saved = time.monotonic()
+        late = False
+        while trainee.step < steps and not late:
+            value = loss(trainee.step)
+            trainee.update(value, lr_factor(trainee.step, steps, self.recipe.warmup))
+            if trainee.step % 20 == 0:
+                self.report(stage, trainee.step, steps, value.item())
+            now = time.monotonic()
+            late = now - self.started > 60 * self.recipe.minutes
+            if late or trainee.step == steps or now - saved > self.recipe.checkpoint_s:
+                trainee.save()
+                saved = now
+        trainee.adopt_average()
+        if trainee.step < steps:
+            raise OutOfTime
+
+    def random(self, stage: str, step: int) -> Random:
+        """The random source of one step."""
+        return Random(f"{stage}-{step}")
+
+    def half_precision(self) -> AbstractContextManager[None]:
+        """Runs the matrix products inside in bfloat16."""
+        return torch.autocast(self.device.type, torch.bfloat16)
