@@ -1,0 +1,183 @@
+"""The run folder: the only contract between drawing, scoring and reporting.
+
+``run.json`` says what was asked and how it went, ``000.png`` … are the pictures with prompt, seed
+and settings in their PNG text, ``isolated/`` holds the row without sharing, ``grid.png`` shows
+all. Every file is written in full or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from consist.config import RunConfig
+from consist.errors import ConsistError
+
+FORMAT = 1
+ISOLATED = "isolated"  # subfolder of the row without sharing
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that holds one run, finished or not."""
+
+    path: Path
+
+    @property
+    def record_path(self) -> Path:
+        """Where the record lies."""
+        return self.path / "run.json"
+
+    @property
+    def grid_path(self) -> Path:
+        """Where the picture of all pictures lies."""
+        return self.path / "grid.png"
+
+    def picture_path(self, index: int, row: str = "") -> Path:
+        """Where picture ``index`` of the shared row, or of the row named, lies."""
+        return self.path / row / f"{index:03d}.png"
+
+    def check(self, config: RunConfig) -> None:
+        """Makes sure that ``config`` may be drawn here: in a new folder or in one of this very run.
+
+        Raises:
+            ConsistError: The folder holds something else.
+        """
+        if self.record_path.exists():
+            if self.read_record()["config"] != config.to_json():
+                raise ConsistError(
+                    f"{self.path} holds another run; choose another --out or remove the folder"
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise ConsistError(f"{self.path} is not empty and holds no run; choose another --out")
+
+    def read_record(self) -> dict[str, Any]:
+        """The content of ``run.json``.
+
+        Raises:
+            ConsistError: It is missing, damaged or of another format.
+        """
+        try:
+            record = json.loads(self.record_path.read_text(encoding="utf-8"))
+            format_ = record["format"]
+        except FileNotFoundError:
+            raise ConsistError(f"{self.path} holds no run (no run.json)") from None
+        except (ValueError, KeyError, TypeError):
+            raise ConsistError(f"{self.record_path} is damaged; remove it to start over") from None
+        if format_ != FORMAT:
+            raise ConsistError(
+                f"{self.record_path} has format {format_}; this version reads {FORMAT}"
+            )
+        return dict(record)
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Writes ``run.json``."""
+        text = json.dumps({"format": FORMAT, **record}, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.record_path, lambda file: file.write(text.encode()))
+
+    def write_picture(self, index: int, row: str, image: Image.Image, text: dict[str, str]) -> None:
+        """Writes one picture with ``text`` in its PNG text chunks."""
+        path = self.picture_path(index, row)
+        info = PngInfo()
+        for key, value in text.items():
+            info.add_itxt(key, value)
+        write_atomically(path, lambda file: image.save(file, "PNG", pnginfo=info))
+
+    def write_grid(self, rows: dict[str, list[Image.Image]], captions: list[str]) -> None:
+        """Writes all pictures in one; arguments as for ``draw_grid``."""
+        grid = draw_grid(rows, captions)
+        write_atomically(self.grid_path, lambda file: grid.save(file, "PNG"))
+
+
+def default_folder(config: RunConfig, root: Path = Path("runs")) -> Path:
+    """A folder named after the first prompt and all settings: the same command, the same folder."""
+    words = "".join(c if c.isalnum() else " " for c in config.prompts[0].lower()).split()
+    slug = "-".join(words)[:40].strip("-") or "run"
+    digest = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode()).hexdigest()
+    return root / f"{slug}-{digest[:8]}"
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes ``path`` in full or not at all, also when the disk is full or the process dies.
+
+    Raises:
+        ConsistError: The disk or the permissions do not allow it.
+    """
+    name = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(path)
+    except BaseException as error:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ConsistError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def draw_grid(rows: dict[str, list[Image.Image]], captions: list[str]) -> Image.Image:
+    """One labeled picture of all: a row per method, a column per prompt.
+
+    Args:
+        rows: Pictures by the label of their row; every row has one per caption.
+        captions: Text above each column.
+    """
+    cell = max(192, *(side for row in rows.values() for image in row for side in image.size))
+    letter, gap = max(13, cell // 18), max(4, cell // 48)
+    font = ImageFont.load_default(letter)
+    line, margin = round(letter * 1.35), round(letter * 6.5)
+    texts = [wrap(caption, font, cell - gap) for caption in captions]
+    head = line * max(map(len, texts)) + 2 * gap
+    size = (margin + len(captions) * (cell + gap), head + len(rows) * (cell + gap))
+    grid = Image.new("RGB", size, "white")
+    ink = ImageDraw.Draw(grid)
+    for column, lines in enumerate(texts):
+        left = margin + column * (cell + gap)
+        for i, words in enumerate(lines):
+            ink.text((left, gap + i * line), words, fill="black", font=font)
+    for index, (label, images) in enumerate(rows.items()):
+        top = head + index * (cell + gap)
+        ink.text((gap, top + cell // 2 - line), label, fill="black", font=font)
+        for column, image in enumerate(images):
+            grid.paste(fit(image, cell), (margin + column * (cell + gap), top))
+    return grid
+
+
+def fit(image: Image.Image, cell: int) -> Image.Image:
+    """Scales an image into a square cell; whole factors stay sharp."""
+    scale = cell / max(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
+    """Breaks text into lines no wider than ``width`` pixels, at spaces."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
