@@ -1,0 +1,292 @@
+"""Prompts to a run folder; the only caller of a pipeline.
+
+Images of one run are drawn in chunks. Every chunk holds the anchors, which are drawn again from
+their seeds, and some further images: memory is bounded by the chunk, whatever the number of
+prompts, and every chunk can be repeated alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from consist.attention import shared_attention
+from consist.backend import choose
+from consist.config import RunConfig
+from consist.errors import ConsistError
+from consist.methods import build
+from consist.methods.isolated import Isolated
+from consist.methods.method import Method
+from consist.models import MINI, Model, Pipeline, add_loras, load, set_scheduler
+from consist.run import ISOLATED, RunFolder, default_folder
+
+log = logging.getLogger("consist")
+
+Watch = Callable[[float, int], None]  # images drawn so far (fractions count), images in all
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``None`` and "auto" came to mean for the loaded model."""
+
+    steps: int
+    guidance: float
+    width: int
+    height: int
+    scheduler: str
+    device: str
+    dtype: str
+    backend: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Images that are drawn together: anchors first, of which some may be known already."""
+
+    images: tuple[int, ...]
+    new: tuple[int, ...]  # those to be written
+
+
+def generate(
+    config: RunConfig,
+    out: Path | str | None = None,
+    watch: Watch = lambda done, count: None,
+) -> RunFolder:
+    """Draws a run and gives its folder; pictures that are already there are not drawn again.
+
+    Args:
+        config: What to draw.
+        out: The folder; by default one in ``runs/`` that is named after the config.
+        watch: Told after each step how many images are drawn, and how many there will be.
+
+    Raises:
+        ConsistError: The run cannot be drawn, for a reason that the user can mend.
+    """
+    folder = RunFolder(Path(out) if out else default_folder(config))
+    method = build(config.method)
+    rows: dict[str, Method] = {ISOLATED: Isolated()} if config.compare else {}
+    rows = {**rows, "": method}
+    chunks = {row: plan(len(config.prompts), m, config.batch_size) for row, m in rows.items()}
+    folder.check(config)
+    record = folder.read_record() if folder.record_path.exists() else {}
+    if record.get("finished") and not any(missing(folder, r, c) for r in rows for c in chunks[r]):
+        return folder
+
+    model = load(config.model, config.device, config.dtype)
+    settings = prepare(model, config)
+    record = _record(config, settings, record)
+    folder.write_record(record)
+    started = time.monotonic()
+    count = len(rows) * len(config.prompts)
+    done = 0
+    for row, row_method in rows.items():
+        for chunk in chunks[row]:
+            if missing(folder, row, chunk):
+
+                def step(share: float, done: int = done, new: int = len(chunk.new)) -> None:
+                    watch(done + share * new, count)
+
+                images = draw(model.pipe, config, settings, chunk, row_method, step)
+                _write(folder, row, chunk, images, config, row_method)
+            done += len(chunk.new)
+            watch(done, count)
+    folder.write_grid(_read_rows(folder, rows, len(config.prompts)), list(config.prompts))
+    seconds = record["seconds"] + time.monotonic() - started
+    done_record = {"seconds": round(seconds, 3), "peak_memory_gib": peak_memory_gib()}
+    folder.write_record({**record, **done_record, "finished": True})
+    return folder
+
+
+def plan(count: int, method: Method, batch_size: int | None) -> list[Chunk]:
+    """Splits ``count`` images into chunks of at most ``batch_size``, anchors in each.
+
+    Raises:
+        ConsistError: The anchors leave no room for another image, or are more than the images.
+    """
+    anchors = method.anchor_count(count)
+    size = min(batch_size or count, count)
+    if anchors > count:
+        raise ConsistError(f"{anchors} anchors were asked for, but there are {count} images")
+    if size < count and anchors >= size:
+        raise ConsistError(
+            f"a batch of {size} has no room beside {anchors} anchors; "
+            f"take a larger batch size or fewer anchors"
+        )
+    first = tuple(range(size))
+    chunks = [Chunk(first, first)]
+    for start in range(size, count, size - anchors):
+        new = tuple(range(start, min(start + size - anchors, count)))
+        chunks.append(Chunk((*range(anchors), *new), new))
+    return chunks
+
+
+def prepare(model: Model, config: RunConfig) -> Settings:
+    """Fits the pipeline to the config, and resolves what the config leaves open.
+
+    Raises:
+        ConsistError: Something does not fit this model.
+    """
+    pipe = model.pipe
+    if config.scheduler:
+        set_scheduler(pipe, config.scheduler)
+    add_loras(pipe, config.loras)
+    check_prompts(pipe, (*config.prompts, config.negative))
+    if config.model == MINI:
+        warn_of_new_words(config.prompts)
+    pipe.vae.enable_slicing()
+    native = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    width, height = config.width or native, config.height or native
+    for side in (width, height):
+        if side % pipe.vae_scale_factor:
+            factor = pipe.vae_scale_factor
+            raise ConsistError(f"size {width}x{height} must be a multiple of {factor} both ways")
+    try:
+        backend, _ = choose(config.backend, pipe.unet.device, pipe.unet.dtype)
+    except ValueError as error:
+        raise ConsistError(str(error)) from None
+    guidance = model.defaults.guidance if config.guidance is None else config.guidance
+    return Settings(
+        steps=config.steps or model.defaults.steps,
+        guidance=guidance,
+        width=width,
+        height=height,
+        scheduler=type(pipe.scheduler).__name__,
+        device=str(pipe.unet.device),
+        dtype=str(pipe.unet.dtype).removeprefix("torch."),
+        backend=backend,
+    )
+
+
+def check_prompts(pipe: Pipeline, prompts: tuple[str, ...]) -> None:
+    """Refuses prompts that the text encoder would cut, and says which words fall off."""
+    tokenizer = pipe.tokenizer
+    limit = tokenizer.model_max_length
+    for prompt in prompts:
+        tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        if len(tokens) > limit:
+            lost = tokenizer.decode(tokens[limit - 1 : -1]).strip()
+            raise ConsistError(
+                f"the prompt has {len(tokens) - 2} tokens, the text encoder takes {limit - 2}: "
+                f"{lost!r} falls off the end of {prompt!r}"
+            )
+
+
+def warn_of_new_words(prompts: tuple[str, ...]) -> None:
+    """Logs the words that `mini` has never seen, and what it knows."""
+    from consist.mini.world import vocabulary
+
+    topics = vocabulary()
+    known = {word for names in topics.values() for name in names for word in name.split()}
+    words = {w for prompt in prompts for w in prompt.lower().replace(",", " ").split()}
+    if new := sorted(words - known):
+        knows = "; ".join(f"{topic}: {', '.join(names)}" for topic, names in topics.items())
+        log.warning("mini has never seen %s. It knows %s", ", ".join(map(repr, new)), knows)
+
+
+def draw(
+    pipe: Pipeline,
+    config: RunConfig,
+    settings: Settings,
+    chunk: Chunk,
+    method: Method,
+    step: Callable[[float], None],
+) -> list[Image.Image]:
+    """Draws the images of a chunk; ``step`` hears the share that is done."""
+    generators = [torch.Generator("cpu").manual_seed(config.seeds[i]) for i in chunk.images]
+    factor = pipe.vae_scale_factor
+    shape = (pipe.unet.config.in_channels, settings.height // factor, settings.width // factor)
+    # float32 whatever the model's precision, so that a seed is the same noise everywhere
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+    def on_step(pipe: Any, index: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
+        step((index + 1) / pipe.num_timesteps)
+        return state
+
+    with shared_attention(pipe, method, backend=settings.backend, seed=config.seeds[0]):
+        result = pipe(
+            [config.prompts[i] for i in chunk.images],
+            negative_prompt=[config.negative] * len(chunk.images),
+            width=settings.width,
+            height=settings.height,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            latents=noise.to(pipe.unet.device, pipe.unet.dtype),
+            generator=generators,
+            callback_on_step_end=on_step,
+        )
+    return list(result.images)
+
+
+def missing(folder: RunFolder, row: str, chunk: Chunk) -> bool:
+    """Whether any picture of the chunk is still to be drawn."""
+    return not all(folder.picture_path(index, row).exists() for index in chunk.new)
+
+
+def _write(
+    folder: RunFolder,
+    row: str,
+    chunk: Chunk,
+    images: list[Image.Image],
+    config: RunConfig,
+    method: Method,
+) -> None:
+    settings = json.dumps({**config.to_json(), "row": row or config.method["name"]})
+    for index, image in zip(chunk.images, images, strict=True):
+        if index in chunk.new and not folder.picture_path(index, row).exists():
+            text = {"prompt": config.prompts[index], "seed": str(config.seeds[index])}
+            folder.write_picture(index, row, image, {**text, "consist": settings})
+
+
+def _read_rows(
+    folder: RunFolder, rows: dict[str, Method], count: int
+) -> dict[str, list[Image.Image]]:
+    return {
+        type(method).__name__.lower(): [
+            Image.open(folder.picture_path(index, row)).convert("RGB") for index in range(count)
+        ]
+        for row, method in rows.items()
+    }
+
+
+def _record(config: RunConfig, settings: Settings, before: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "config": config.to_json(),
+        "resolved": vars(settings),
+        "images": list(_images(config)),
+        "versions": versions(),
+        "seconds": before.get("seconds", 0.0),
+        "finished": False,
+    }
+
+
+def _images(config: RunConfig) -> Iterator[dict[str, Any]]:
+    for index, (prompt, seed) in enumerate(zip(config.prompts, config.seeds, strict=True)):
+        yield {"file": f"{index:03d}.png", "prompt": prompt, "seed": seed}
+
+
+def versions() -> dict[str, str]:
+    """The versions that a picture may depend on."""
+    names = ("consist", "torch", "diffusers", "transformers", "peft")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def peak_memory_gib() -> float:
+    """The most memory that was used: on the GPU if there is one, else by the process."""
+    if torch.cuda.is_available():
+        used = float(torch.cuda.max_memory_allocated())
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        used = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return round(used / 2**30, 3)

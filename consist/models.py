@@ -1,0 +1,242 @@
+"""Names to diffusers pipelines, ready to draw: the embedded `mini`, hub ids, folders, files.
+
+Only safetensors are read. It must not know methods or runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UniPCMultistepScheduler,
+)
+from huggingface_hub import CacheNotFound, scan_cache_dir
+from safetensors import SafetensorError, safe_open
+
+from consist.errors import ConsistError, unknown
+
+Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
+
+MINI = "mini"
+MINI_FOLDER = Path(__file__).parent / "mini" / "weights"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "ddpm": DDPMScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+    "euler-a": EulerAncestralDiscreteScheduler,
+    "heun": HeunDiscreteScheduler,
+    "lms": LMSDiscreteScheduler,
+    "pndm": PNDMScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a model draws with when nothing is asked."""
+
+    steps: int
+    guidance: float
+
+
+MINI_DEFAULTS = Defaults(steps=25, guidance=4.0)
+DEFAULTS: dict[type, Defaults] = {
+    StableDiffusionPipeline: Defaults(steps=30, guidance=7.5),
+    StableDiffusionXLPipeline: Defaults(steps=30, guidance=5.0),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pipeline on its device, and what suits it."""
+
+    pipe: Pipeline
+    defaults: Defaults
+
+
+def load(name: str, device: str = "auto", dtype: str = "auto") -> Model:
+    """Loads a model by name.
+
+    Args:
+        name: "mini", a folder in diffusers' layout, a ``.safetensors`` file, or a hub id
+            such as ``stabilityai/stable-diffusion-xl-base-1.0``.
+        device: "auto" (CUDA, then MPS, then CPU) or a torch device.
+        dtype: "auto" (float16 on CUDA, else float32) or a key of ``DTYPES``.
+
+    Raises:
+        ConsistError: There is no such model, it is damaged, not in safetensors, of a kind that is
+            not supported, or cannot be fetched.
+    """
+    place = pick_device(device)
+    precision = pick_dtype(dtype, place)
+    source = str(MINI_FOLDER) if name == MINI else name
+    with plain_errors(name):
+        if Path(source).is_file():
+            pipe = _load_file(Path(source), precision)
+        elif Path(source).is_dir() or _is_hub_id(name):
+            pipe = _load_pretrained(source, precision)
+        else:
+            raise ConsistError(f"{unknown('model', name, [MINI])}, a hub id, a folder or a file")
+    if type(pipe) not in DEFAULTS:
+        kind = type(pipe).__name__
+        raise ConsistError(f"model {name} is a {kind}; consist draws with SD 1.x, SD 2.x and SDXL")
+    pipe.set_progress_bar_config(disable=True)
+    defaults = MINI_DEFAULTS if name == MINI else DEFAULTS[type(pipe)]
+    return Model(pipe.to(place), defaults)
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model that is already on this machine."""
+
+    name: str
+    kind: str
+    bytes: int
+    path: Path
+
+
+def local_models() -> list[LocalModel]:
+    """`mini` and the Stable Diffusion models in the hub's cache."""
+    found = [_describe(MINI, MINI_FOLDER)]
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        repos = frozenset()
+    for repo in sorted(repos, key=lambda repo: repo.repo_id):
+        for revision in repo.revisions:
+            if (revision.snapshot_path / "model_index.json").exists():
+                found.append(_describe(repo.repo_id, revision.snapshot_path))
+    kinds = [kind.__name__ for kind in DEFAULTS]
+    return [model for model in found if model.kind in kinds]
+
+
+def _describe(name: str, folder: Path) -> LocalModel:
+    kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return LocalModel(name, kind, size, folder)
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+
+
+def _load_pretrained(source: str, dtype: torch.dtype) -> DiffusionPipeline:
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "model_index.json").exists():
+        raise ConsistError(f"{source} is not a diffusers model: it has no model_index.json")
+    half = dtype != torch.float32 and (not folder.is_dir() or any(folder.glob("unet/*.fp16.*")))
+    options = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": folder.is_dir()}
+    try:
+        return DiffusionPipeline.from_pretrained(
+            source, variant="fp16" if half else None, **options
+        )
+    except ValueError:
+        if not half:
+            raise
+    return DiffusionPipeline.from_pretrained(source, **options)
+
+
+def _load_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    if path.suffix != ".safetensors":
+        raise ConsistError(f"{path} is not a .safetensors file; no other weights are loaded")
+    with safe_open(path, "pt") as file:
+        large = any(key.startswith("conditioner.embedders.1") for key in file.keys())  # noqa: SIM118
+    kind = StableDiffusionXLPipeline if large else StableDiffusionPipeline
+    return kind.from_single_file(str(path), torch_dtype=dtype)
+
+
+@contextmanager
+def plain_errors(name: str) -> Iterator[None]:
+    """Turns the many ways in which loading fails into one sentence."""
+    try:
+        yield
+    except ConsistError:
+        raise
+    except SafetensorError as error:
+        raise ConsistError(f"{name} is damaged: {first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ConsistError(f"{name} cannot be loaded: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:") if lines else type(error).__name__
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes the fastest there is.
+
+    Raises:
+        ConsistError: There is no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConsistError(f"device {name!r} cannot be used here: {first_line(error)}") from error
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of that name; "auto" is float16 on CUDA and float32 elsewhere."""
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise ConsistError(unknown("dtype", name, ["auto", *DTYPES]))
+    return DTYPES[name]
+
+
+def set_scheduler(pipe: Pipeline, name: str) -> None:
+    """Gives the pipeline another scheduler with the model's own noise schedule."""
+    if name not in SCHEDULERS:
+        raise ConsistError(unknown("scheduler", name, SCHEDULERS))
+    pipe.scheduler = SCHEDULERS[name].from_config(pipe.scheduler.config)
+
+
+def add_loras(pipe: Pipeline, given: tuple[str, ...]) -> None:
+    """Loads LoRA files, each given as ``FILE`` or ``FILE:WEIGHT``, and weighs them."""
+    weights: dict[str, float] = {}
+    for number, text in enumerate(given):
+        name, weight = split_weight(text)
+        path = Path(name)
+        if path.suffix != ".safetensors" or not path.is_file():
+            raise ConsistError(f"LoRA {name} is not a .safetensors file")
+        adapter = f"lora_{number}"
+        with plain_errors(f"LoRA {name}"):
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=adapter)
+        weights[adapter] = weight
+    if weights:
+        pipe.set_adapters(list(weights), list(weights.values()))
+
+
+def split_weight(text: str) -> tuple[str, float]:
+    """Reads ``FILE:0.8``; without a number the weight is 1."""
+    name, colon, weight = text.rpartition(":")
+    try:
+        return (name, float(weight)) if colon else (text, 1.0)
+    except ValueError:
+        return text, 1.0

@@ -1,0 +1,201 @@
+"""Prompts to a run folder: chunks, resume, refusals, on the embedded model at a few steps."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import consist.generate as generate_module
+from consist.config import RunConfig
+from consist.errors import ConsistError
+from consist.generate import generate, plan
+from consist.methods import build
+from consist.methods.isolated import Isolated
+
+PROMPTS = ("a cat in Paris", "a cat on the moon", "a cat on a beach", "a cat in a forest")
+
+
+def config(count=2, **changes):
+    given = {"prompts": PROMPTS[:count], "seeds": tuple(range(count)), "steps": 2, **changes}
+    return RunConfig(**given)
+
+
+def pictures(folder, count=2, row=""):
+    return [folder.picture_path(i, row).read_bytes() for i in range(count)]
+
+
+def method(**fields):
+    return build({"name": "spectral", **fields})
+
+
+# chunks
+
+
+def test_without_a_batch_size_all_images_are_one_chunk():
+    assert [chunk.images for chunk in plan(3, method(), None)] == [(0, 1, 2)]
+
+
+def test_every_chunk_holds_the_anchors_and_every_image_is_new_once():
+    chunks = plan(7, method(anchors=2), 4)
+    assert [chunk.images for chunk in chunks] == [(0, 1, 2, 3), (0, 1, 4, 5), (0, 1, 6)]
+    assert [i for chunk in chunks for i in chunk.new] == list(range(7))
+
+
+def test_isolated_chunks_hold_no_anchors():
+    assert [chunk.images for chunk in plan(3, Isolated(), 2)] == [(0, 1), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "message"),
+    [
+        ({"anchors": "all"}, 3, "a batch of 3 has no room beside 4 anchors"),
+        ({"anchors": "random"}, 3, "a batch of 3 has no room beside 4 anchors"),
+        ({"anchors": 2}, 2, "a batch of 2 has no room beside 2 anchors"),
+        ({"anchors": 5}, None, "5 anchors were asked for, but there are 4 images"),
+    ],
+)
+def test_refuses_anchors_that_do_not_fit(fields, size, message):
+    with pytest.raises(ConsistError, match=message):
+        plan(4, method(**fields), size)
+
+
+# the run
+
+
+def test_a_run_holds_what_was_asked(tmp_path):
+    told = []
+    folder = generate(config(compare=True), tmp_path / "run", lambda *a: told.append(a))
+    record = folder.read_record()
+    assert record["finished"]
+    assert record["config"] == config(compare=True).to_json()
+    assert record["resolved"]["steps"] == 2
+    assert record["resolved"]["width"] == 128
+    assert record["seconds"] > 0
+    for row in ("", "isolated"):
+        for index in range(2):
+            with Image.open(folder.picture_path(index, row)) as image:
+                assert image.size == (128, 128)
+                assert image.text["prompt"] == PROMPTS[index]
+                assert image.text["seed"] == str(index)
+                assert json.loads(image.text["consist"])["row"] == (row or "spectral")
+    assert Image.open(folder.grid_path).width > 2 * 128
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1] == (4, 4)
+
+
+def test_sharing_starts_from_the_noise_of_isolated(tmp_path):
+    compared = generate(config(compare=True), tmp_path / "both")
+    alone = generate(config(method={"name": "isolated"}), tmp_path / "alone")
+    assert [Image.open(compared.picture_path(i, "isolated")).tobytes() for i in range(2)] == [
+        Image.open(alone.picture_path(i)).tobytes() for i in range(2)
+    ]
+    assert pictures(compared) != pictures(compared, row="isolated")
+
+
+def test_an_image_depends_on_its_seed_and_not_on_its_neighbors(tmp_path):
+    isolated = {"name": "isolated"}
+    pair = generate(config(method=isolated), tmp_path / "pair")
+    one = RunConfig(prompts=PROMPTS[1:2], seeds=(1,), steps=2, method=isolated)
+    single = generate(one, tmp_path / "single")
+    a, b = Image.open(pair.picture_path(1)), Image.open(single.picture_path(0))
+    # batches of other sizes add up in another order
+    assert max(abs(x - y) for x, y in zip(a.tobytes(), b.tobytes(), strict=True)) <= 2
+
+
+def test_chunks_draw_the_same_subject_from_the_same_anchors(tmp_path):
+    spectral = {"name": "spectral", "anchors": 1}
+    whole = generate(config(4, method=spectral), tmp_path / "whole")
+    chunked = generate(config(4, method=spectral, batch_size=2), tmp_path / "chunked")
+    for index in range(4):
+        a, b = (Image.open(f.picture_path(index)).tobytes() for f in (whole, chunked))
+        assert max(abs(x - y) for x, y in zip(a, b, strict=True)) <= 2
+
+
+def test_a_killed_run_goes_on_with_the_same_pictures(tmp_path, monkeypatch):
+    settings = config(3, method={"name": "spectral", "anchors": 1}, batch_size=2, compare=True)
+    expected = generate(settings, tmp_path / "straight")
+    real_draw, calls = generate_module.draw, []
+
+    def dying_draw(*args):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(args)
+        return real_draw(*args)
+
+    monkeypatch.setattr(generate_module, "draw", dying_draw)
+    with pytest.raises(KeyboardInterrupt):
+        generate(settings, tmp_path / "killed")
+    monkeypatch.setattr(generate_module, "draw", real_draw)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("0*.png")}
+    assert kept
+    continued = generate(settings, tmp_path / "killed")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    for row in ("", "isolated"):
+        assert pictures(continued, 3, row) == pictures(expected, 3, row)
+
+
+def test_a_finished_run_is_not_drawn_again(tmp_path, monkeypatch):
+    folder = generate(config(), tmp_path)
+    monkeypatch.setattr(generate_module, "load", None)
+    assert generate(config(), tmp_path) == folder
+
+
+def test_a_missing_picture_is_drawn_again(tmp_path):
+    folder = generate(config(), tmp_path)
+    before = pictures(folder)
+    folder.picture_path(1).unlink()
+    assert pictures(generate(config(), tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"width": 96, "height": 64},
+        {"scheduler": "dpm++"},
+        {"scheduler": "euler-a"},
+        {"guidance": 1.0},
+        {"negative": "a red cat"},
+        {"method": {"name": "shared", "anchors": "random"}},
+        {"method": {"name": "spectral", "keys": "log|fraction:0.5", "pool": "all"}},
+        {"dtype": "bfloat16"},
+        {"backend": "reference"},
+    ],
+)
+def test_options_draw(tmp_path, changes):
+    folder = generate(config(**changes), tmp_path)
+    size = (changes.get("width", 128), changes.get("height", 128))
+    assert {Image.open(folder.picture_path(i)).size for i in range(2)} == {size}
+
+
+def test_leaves_the_global_random_state_alone(tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    generate(config(scheduler="euler-a"), tmp_path)
+    assert torch.equal(torch.rand(1), expected)
+
+
+# refusal, before anything is written
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 100}, "size 100x128 must be a multiple of 8 both ways"),
+        ({"scheduler": "eulr"}, "unknown scheduler 'eulr', did you mean 'euler'"),
+        ({"dtype": "float8"}, "unknown dtype 'float8'"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used here"),
+        ({"backend": "tritton"}, "unknown backend 'tritton'"),
+        ({"method": {"name": "spectrl"}}, "unknown method 'spectrl', did you mean 'spectral'"),
+        ({"method": {"name": "spectral", "keys": "enrgy:1"}}, "did you mean 'energy'"),
+        ({"method": {"name": "spectral", "anchors": 3}}, "3 anchors were asked for"),
+        ({"method": {"name": "shared", "keys": "log"}}, "shared has no field 'keys'"),
+        ({"model": "mni"}, "unknown model 'mni', did you mean 'mini'"),
+        ({"prompts": ("a cat " + "very " * 40, "a dog")}, "'very very.*falls off the end"),
+    ],
+)
+def test_refuses_and_draws_nothing(tmp_path, changes, message):
+    with pytest.raises(ConsistError, match=message):
+        generate(config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,178 @@
+"""Names to pipelines: every layout that people have on disk, and one sentence for what fails."""
+
+import shutil
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
+
+from consist.config import RunConfig
+from consist.errors import ConsistError
+from consist.generate import check_prompts, draw, prepare
+from consist.methods import build
+from consist.models import DEFAULTS, MINI_FOLDER, add_loras, load, local_models, split_weight
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, sd_pipe, sdxl_pipe):
+    root = tmp_path_factory.mktemp("models")
+    sd_pipe.save_pretrained(root / "sd")
+    sdxl_pipe.save_pretrained(root / "sdxl")
+    return root
+
+
+def test_loads_mini():
+    model = load("mini")
+    assert type(model.pipe) is StableDiffusionPipeline
+    assert model.pipe.unet.dtype == torch.float32
+
+
+def test_any_text_tokenizes_in_mini():
+    tokenizer = load("mini").pipe.tokenizer
+    for text in ("A CAT in Paris", "ein Kätzchen", "猫 🐈", "q w e r t y", "x" * 20):
+        tokens = tokenizer(text).input_ids
+        assert tokenizer.unk_token_id not in tokens[1:-1], text
+    assert tokenizer("A Cat").input_ids == tokenizer("a cat").input_ids
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sd", StableDiffusionPipeline), ("sdxl", StableDiffusionXLPipeline)]
+)
+def test_a_folder_draws_like_mini(folders, name, kind):
+    config = RunConfig(
+        model=str(folders / name), prompts=("a cat", "a bus"), seeds=(0, 1), steps=2, width=24
+    )
+    model = load(config.model)
+    assert type(model.pipe) is kind
+    settings = prepare(model, config)
+    assert settings.guidance == DEFAULTS[kind].guidance
+    from consist.generate import plan
+
+    method = build({"name": "spectral"})
+    (chunk,) = plan(2, method, None)
+    images = draw(model.pipe, config, settings, chunk, method, lambda share: None)
+    assert [image.size for image in images] == [(24, 16)] * 2
+
+
+def test_a_lora_of_diffusers_changes_the_pictures(folders, tmp_path):
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    pipe = load(str(folders / "sd")).pipe
+    lora = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    pipe.unet.add_adapter(lora)
+    state = get_peft_model_state_dict(pipe.unet)
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path, unet_lora_layers=state, weight_name="a.safetensors"
+    )
+
+    def latents(text):
+        other = load(str(folders / "sd")).pipe
+        add_loras(other, (text,) if text else ())
+        generator = torch.Generator().manual_seed(0)
+        return other(
+            "a cat", num_inference_steps=2, generator=generator, output_type="latent"
+        ).images
+
+    path = str(tmp_path / "a.safetensors")
+    torch.testing.assert_close(latents(f"{path}:0"), latents(None))
+    assert (latents(path) - latents(None)).abs().max() > 1e-4
+
+
+def test_reads_lora_weights():
+    assert split_weight("a.safetensors") == ("a.safetensors", 1.0)
+    assert split_weight("a.safetensors:0.5") == ("a.safetensors", 0.5)
+    assert split_weight("C:/a.safetensors") == ("C:/a.safetensors", 1.0)
+
+
+def test_lists_mini():
+    (mini,) = [model for model in local_models() if model.name == "mini"]
+    assert mini.kind == "StableDiffusionPipeline"
+    assert mini.bytes < 40 * 2**20
+
+
+def test_a_prompt_of_exactly_the_limit_fits(sd_pipe):
+    limit = sd_pipe.tokenizer.model_max_length - 2
+    check_prompts(sd_pipe, (" ".join(["cat"] * limit),))
+    with pytest.raises(
+        ConsistError, match=f"has {limit + 1} tokens, the text encoder takes {limit}"
+    ):
+        check_prompts(sd_pipe, (" ".join(["cat"] * (limit + 1)),))
+
+
+# refusal
+
+
+def damage_nothing(folder):
+    (folder / "model_index.json").unlink()
+
+
+def damage_weights(folder):
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def damage_kind(folder):
+    path = folder / "model_index.json"
+    path.write_text(
+        path.read_text().replace("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
+    )
+
+
+def keep_pickles_only(folder):
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_nothing, "is not a diffusers model"),
+        (damage_weights, "(is damaged|cannot be loaded)"),
+        (damage_kind, "is a StableDiffusionInpaintPipeline; consist draws with SD 1.x"),
+        (keep_pickles_only, "cannot be loaded"),
+    ],
+)
+def test_refuses_damaged_folders(folders, tmp_path, damage, message):
+    broken = tmp_path / "broken"
+    shutil.copytree(folders / "sd", broken)
+    damage(broken)
+    with pytest.raises(ConsistError, match=message) as raised:
+        load(str(broken))
+    assert "\n" not in str(raised.value)
+
+
+def test_refuses_files_that_are_not_safetensors(tmp_path):
+    for name in ("model.ckpt", "model.bin"):
+        (tmp_path / name).write_bytes(b"pickle")
+        with pytest.raises(ConsistError, match="no other weights are loaded"):
+            load(str(tmp_path / name))
+    (tmp_path / "broken.safetensors").write_bytes(b"not a header")
+    with pytest.raises(ConsistError, match="is damaged"):
+        load(str(tmp_path / "broken.safetensors"))
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ConsistError, match="cannot be loaded"):
+        load(str(tmp_path / "other.safetensors"))
+
+
+def test_a_hub_model_without_network_is_one_sentence():
+    with pytest.raises(ConsistError, match="cannot be loaded") as raised:
+        load("nobody/no-such-model")
+    assert "\n" not in str(raised.value)
+
+
+def test_refuses_other_loras(tmp_path):
+    pipe = load("mini").pipe
+    with pytest.raises(ConsistError, match=r"is not a .safetensors file"):
+        add_loras(pipe, (str(tmp_path / "missing.safetensors"),))
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ConsistError, match=r"LoRA .* cannot be loaded"):
+        add_loras(pipe, (str(tmp_path / "other.safetensors"),))
+
+
+def test_the_weights_fit_the_budget():
+    size = sum(path.stat().st_size for path in MINI_FOLDER.rglob("*") if path.is_file())
+    assert size < 40 * 2**20
+    assert not [p for p in MINI_FOLDER.rglob("*") if p.suffix in (".bin", ".pt", ".ckpt")]
