@@ -1,0 +1,110 @@
+"""Imports point one way: a module imports only from levels below its own (design, section 5)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# longest prefix wins; the package itself is lazy and belongs to nobody
+LEVELS = {
+    "consist.errors": 0,
+    "consist.spectrum": 0,
+    "consist.sharing": 0,
+    "consist.config": 0,
+    "consist_kernels": 0,
+    "consist.backend": 1,
+    "consist.run": 1,
+    "consist.methods": 2,
+    "consist.attention": 3,
+    "consist.models": 3,
+    "consist.generate": 4,
+    "consist.mini": 3,
+    "consist.doctor": 5,
+    "consist.cli": 7,
+    "consist.__main__": 8,
+}
+# who may import what from outside, beside torch, numpy and the standard library
+FOREIGN = {
+    "consist.errors": set(),
+    "consist.config": set(),
+    "consist.spectrum": {"torch"},
+    "consist.sharing": {"torch", "einops"},
+    "consist.backend": {"torch", "einops"},
+    "consist.methods": {"torch", "einops"},
+    "consist.run": {"PIL"},
+    "consist.mini.canvas": {"PIL"},
+    "consist.mini.subjects": set(),
+    "consist.mini.scenes": {"PIL"},
+    "consist.mini.world": {"PIL"},
+    "consist_kernels": {"torch", "triton"},
+}
+# inside a level, who may import whom
+SIBLINGS = {
+    "consist.config": {"consist.errors"},
+    "consist.spectrum": {"consist.errors"},
+    "consist.sharing": {"consist.errors"},
+    "consist.methods": {"consist.methods"},
+    "consist.mini": {"consist.mini"},
+}
+STANDARD = {"__future__", *__import__("sys").stdlib_module_names}
+
+
+def modules():
+    for folder, name in (("consist", "consist"), ("kernels", "consist_kernels")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            dotted = ".".join((name, *parts)).removesuffix(".__init__")
+            if dotted != "consist":
+                yield dotted, path
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            inside = node.module == "consist"
+            yield from (f"consist.{alias.name}" for alias in node.names if inside)
+            if not inside:
+                yield node.module
+
+
+def most_specific(table, dotted):
+    names = [n for n in table if dotted == n or dotted.startswith(f"{n}.")]
+    return max(names, key=len) if names else None
+
+
+@pytest.mark.parametrize(("dotted", "path"), list(modules()))
+def test_imports_come_from_below(dotted, path):
+    own = most_specific(LEVELS, dotted)
+    assert own, f"{dotted} has no level"
+    for name in imports(path):
+        if name.split(".")[0] not in ("consist", "consist_kernels"):
+            continue
+        other = most_specific(LEVELS, name)
+        assert other, f"{dotted} imports {name}, which has no level (or is the package itself)"
+        family = SIBLINGS.get(most_specific(SIBLINGS, dotted) or "", set())
+        below = LEVELS[other] < LEVELS[own]
+        assert below or other in family, f"{dotted} (level {LEVELS[own]}) imports {name}"
+
+
+@pytest.mark.parametrize(("dotted", "path"), list(modules()))
+def test_foreign_imports_are_those_allowed(dotted, path):
+    room = most_specific(FOREIGN, dotted)
+    if room is None:
+        return
+    allowed = STANDARD | FOREIGN[room] | {"consist", "consist_kernels", "numpy"}
+    used = {name.split(".")[0] for name in imports(path)}
+    assert used <= allowed, f"{dotted} imports {sorted(used - allowed)}"
+
+
+def test_kernels_is_no_package_of_that_name():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_no_drawer_modules():
+    drawers = {"utils", "helpers", "common", "types"}
+    assert not [path for _, path in modules() if path.stem in drawers]
