@@ -217,7 +217,8 @@ def draw(
     with shared_attention(pipe, method, backend=settings.backend, seed=config.seeds[0]):
         result = pipe(
             [config.prompts[i] for i in chunk.images],
-            negative_prompt=[config.negative] * len(chunk.images),
+            # SDXL takes None, and not an empty text, as nothing
+            negative_prompt=[config.negative] * len(chunk.images) if config.negative else None,
             width=settings.width,
             height=settings.height,
             num_inference_steps=settings.steps,
@@ -253,9 +254,7 @@ def _read_rows(
     folder: RunFolder, rows: dict[str, Method], count: int
 ) -> dict[str, list[Image.Image]]:
     return {
-        type(method).__name__.lower(): [
-            Image.open(folder.picture_path(index, row)).convert("RGB") for index in range(count)
-        ]
+        type(method).__name__.lower(): [folder.read_picture(index, row) for index in range(count)]
         for row, method in rows.items()
     }
 

@@ -92,6 +92,11 @@ class RunFolder:
             info.add_itxt(key, value)
         write_atomically(path, lambda file: image.save(file, "PNG", pnginfo=info))
 
+    def read_picture(self, index: int, row: str = "") -> Image.Image:
+        """The pixels of a picture, mode RGB."""
+        with Image.open(self.picture_path(index, row)) as image:
+            return image.convert("RGB")
+
     def write_grid(self, rows: dict[str, list[Image.Image]], captions: list[str]) -> None:
         """Writes all pictures in one; arguments as for ``draw_grid``."""
         grid = draw_grid(rows, captions)

@@ -38,7 +38,7 @@ def test_batch_draws_and_says_where(drawn):
             with Image.open(folder / "run" / row / f"{index:03d}.png") as image:
                 assert image.text["prompt"] == prompt
                 assert image.text["seed"] == str(index)
-                assert len(set(image.getdata() if hasattr(image, "getdata") else [])) != 1
+                assert len(image.getcolors(maxcolors=1 << 20)) > 100
     assert json.loads((folder / "run" / "run.json").read_text())["finished"]
     assert not list((folder / "run").glob(".*"))
 

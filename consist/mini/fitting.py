@@ -57,7 +57,7 @@ class Trainee:
         }
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01
+            self.parameters.values(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
         self.lr = lr
         self.path = path

@@ -1,0 +1,58 @@
+"""The README keeps its word: its code runs, its commands parse, its paths exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from consist.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands():
+    found = re.findall(r"`(consist batch [^`]*)`", README.replace("\n", " "))
+    for line in "".join(blocks("console")).splitlines():
+        found.append(line.removeprefix("$ "))
+    return found
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_its_code_runs(code):
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert len(names["images"]) == len(names["prompts"])
+
+
+@pytest.mark.parametrize("command", commands())
+def test_its_commands_parse(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("a cat in paris\na cat on a beach\na cat in a forest\n")
+    program, name, *arguments = shlex.split(command, comments=True)
+    assert program == "consist"
+    options = ["--dry-run"] if name == "batch" else ["--help"]
+    result = CliRunner().invoke(app, [name, *arguments, *options])
+    assert result.exit_code == 0, result.output
+
+
+def test_its_two_commands_are_there_and_ci_runs_the_second():
+    first, second = (block.strip() for block in blocks("sh"))
+    assert first.endswith('consist batch "a cat in Paris" "a cat on the moon"')
+    pattern = re.search(r"grep -m 1 -E '(.*)' README.md", (ROOT / ".ci/run").read_text())
+    matching = [line for line in README.splitlines() if re.match(pattern.group(1), line)]
+    assert matching[0] == second
+
+
+def test_its_paths_exist():
+    links = re.findall(r"\]\(([^)]*)\)", README)
+    table = re.findall(r"^\| (.*?) \|", README, flags=re.MULTILINE)
+    paths = [path for cell in table for path in re.findall(r"`([^`]*)`", cell)]
+    for path in [*links, *paths]:
+        assert (ROOT / path).exists(), path
