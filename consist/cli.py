@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from consist.config import RunConfig, parse_size, spread_seeds
+from consist.config import RunConfig, parse_size, plan, spread_seeds
 from consist.errors import ConsistError
 
 if TYPE_CHECKING:
@@ -190,11 +190,11 @@ def parse_fields(given: dict[str, Any], pairs: list[str]) -> dict[str, Any]:
 
 def check_and_print(config: RunConfig) -> None:
     """Checks what can be checked without the model, and prints the config."""
-    from consist.generate import plan
     from consist.methods import build
     from consist.run import default_folder
 
-    plan(len(config.prompts), build(config.method), config.batch_size)
+    count = len(config.prompts)
+    plan(count, build(config.method).anchor_count(count), config.batch_size)
     out.print_json(json.dumps({**config.to_json(), "out": str(default_folder(config))}))
 
 
@@ -203,15 +203,16 @@ def draw(config: RunConfig, folder: Path | None) -> RunFolder:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:.1f} of {task.total:.0f}"),
+        TextColumn("{task.fields[state]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, transient=True) as progress:
-        task: TaskID = progress.add_task("loading", total=None)
+        task: TaskID = progress.add_task("loading", total=None, state="")
         from consist.generate import generate
 
         def watch(done: float, count: int) -> None:
-            progress.update(task, description="drawing", completed=done, total=count)
+            state = f"{int(done)} of {count}"
+            progress.update(task, description="drawing", completed=done, total=count, state=state)
 
         return generate(config, folder, watch)
 

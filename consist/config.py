@@ -86,6 +86,39 @@ def spread_seeds(given: tuple[int, ...], count: int, same_noise: bool = False) -
     return given
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Images that are drawn together: the anchors, and some further ones."""
+
+    images: tuple[int, ...]
+    new: tuple[int, ...]  # those that no chunk before has drawn
+
+
+def plan(count: int, anchors: int, batch_size: int | None = None) -> list[Chunk]:
+    """Splits ``count`` images into chunks of at most ``batch_size`` that all hold the anchors.
+
+    >>> [chunk.images for chunk in plan(5, 1, 3)]
+    [(0, 1, 2), (0, 3, 4)]
+
+    Raises:
+        ConsistError: The anchors leave no room for another image, or are more than the images.
+    """
+    size = min(batch_size or count, count)
+    if anchors > count:
+        raise ConsistError(f"{anchors} anchors were asked for, but there are {count} images")
+    if size < count and anchors >= size:
+        raise ConsistError(
+            f"a batch of {size} has no room beside {anchors} anchors; "
+            "take a larger batch size or fewer anchors"
+        )
+    first = tuple(range(size))
+    chunks = [Chunk(first, first)]
+    for start in range(size, count, max(1, size - anchors)):
+        new = tuple(range(start, min(start + size - anchors, count)))
+        chunks.append(Chunk((*range(anchors), *new), new))
+    return chunks
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Reads ``512`` or ``768x512`` (width x height) into width and height.
 

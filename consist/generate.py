@@ -24,13 +24,13 @@ from PIL import Image
 
 from consist.attention import shared_attention
 from consist.backend import choose
-from consist.config import RunConfig
+from consist.config import Chunk, RunConfig, plan
 from consist.errors import ConsistError
 from consist.methods import build
 from consist.methods.isolated import Isolated
 from consist.methods.method import Method
 from consist.models import MINI, Model, Pipeline, add_loras, load, set_scheduler
-from consist.run import ISOLATED, RunFolder, default_folder
+from consist.run import ISOLATED, SHARED, RunFolder, default_folder
 
 log = logging.getLogger("consist")
 
@@ -51,14 +51,6 @@ class Settings:
     backend: str
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Images that are drawn together: anchors first, of which some may be known already."""
-
-    images: tuple[int, ...]
-    new: tuple[int, ...]  # those to be written
-
-
 def generate(
     config: RunConfig,
     out: Path | str | None = None,
@@ -75,13 +67,18 @@ def generate(
         ConsistError: The run cannot be drawn, for a reason that the user can mend.
     """
     folder = RunFolder(Path(out) if out else default_folder(config))
-    method = build(config.method)
     rows: dict[str, Method] = {ISOLATED: Isolated()} if config.compare else {}
-    rows = {**rows, "": method}
-    chunks = {row: plan(len(config.prompts), m, config.batch_size) for row, m in rows.items()}
+    rows[SHARED] = build(config.method)
+    count = len(config.prompts)
+    chunks = [
+        (row, chunk)
+        for row, method in rows.items()
+        for chunk in plan(count, method.anchor_count(count), config.batch_size)
+    ]
     folder.check(config)
     record = folder.read_record() if folder.record_path.exists() else {}
-    if record.get("finished") and not any(missing(folder, r, c) for r in rows for c in chunks[r]):
+    left = [(row, chunk) for row, chunk in chunks if missing(folder, row, chunk)]
+    if record.get("finished") and not left:
         return folder
 
     model = load(config.model, config.device, config.dtype)
@@ -89,47 +86,20 @@ def generate(
     record = _record(config, settings, record)
     folder.write_record(record)
     started = time.monotonic()
-    count = len(rows) * len(config.prompts)
-    done = 0
-    for row, row_method in rows.items():
-        for chunk in chunks[row]:
-            if missing(folder, row, chunk):
+    total = len(rows) * count
+    for number, (row, chunk) in enumerate(left):
+        done = total - sum(len(later.new) for _, later in left[number:])
 
-                def step(share: float, done: int = done, new: int = len(chunk.new)) -> None:
-                    watch(done + share * new, count)
+        def step(share: float, done: int = done, new: int = len(chunk.new)) -> None:
+            watch(done + share * new, total)
 
-                images = draw(model.pipe, config, settings, chunk, row_method, step)
-                _write(folder, row, chunk, images, config, row_method)
-            done += len(chunk.new)
-            watch(done, count)
-    folder.write_grid(_read_rows(folder, rows, len(config.prompts)), list(config.prompts))
+        images = draw(model.pipe, config, settings, chunk, rows[row], step)
+        _write(folder, row, chunk, images, config)
+    folder.write_grid(_read_rows(folder, rows, count), list(config.prompts))
     seconds = record["seconds"] + time.monotonic() - started
-    done_record = {"seconds": round(seconds, 3), "peak_memory_gib": peak_memory_gib()}
-    folder.write_record({**record, **done_record, "finished": True})
+    end = {"seconds": round(seconds, 3), "peak_memory_gib": peak_memory_gib(), "finished": True}
+    folder.write_record({**record, **end})
     return folder
-
-
-def plan(count: int, method: Method, batch_size: int | None) -> list[Chunk]:
-    """Splits ``count`` images into chunks of at most ``batch_size``, anchors in each.
-
-    Raises:
-        ConsistError: The anchors leave no room for another image, or are more than the images.
-    """
-    anchors = method.anchor_count(count)
-    size = min(batch_size or count, count)
-    if anchors > count:
-        raise ConsistError(f"{anchors} anchors were asked for, but there are {count} images")
-    if size < count and anchors >= size:
-        raise ConsistError(
-            f"a batch of {size} has no room beside {anchors} anchors; "
-            f"take a larger batch size or fewer anchors"
-        )
-    first = tuple(range(size))
-    chunks = [Chunk(first, first)]
-    for start in range(size, count, size - anchors):
-        new = tuple(range(start, min(start + size - anchors, count)))
-        chunks.append(Chunk((*range(anchors), *new), new))
-    return chunks
 
 
 def prepare(model: Model, config: RunConfig) -> Settings:
@@ -241,7 +211,6 @@ def _write(
     chunk: Chunk,
     images: list[Image.Image],
     config: RunConfig,
-    method: Method,
 ) -> None:
     settings = json.dumps({**config.to_json(), "row": row or config.method["name"]})
     for index, image in zip(chunk.images, images, strict=True):

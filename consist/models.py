@@ -144,7 +144,7 @@ def _load_pretrained(source: str, dtype: torch.dtype) -> DiffusionPipeline:
     if folder.is_dir() and not (folder / "model_index.json").exists():
         raise ConsistError(f"{source} is not a diffusers model: it has no model_index.json")
     half = dtype != torch.float32 and (not folder.is_dir() or any(folder.glob("unet/*.fp16.*")))
-    options = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": folder.is_dir()}
+    options = {"dtype": dtype, "use_safetensors": True, "local_files_only": folder.is_dir()}
     try:
         return DiffusionPipeline.from_pretrained(
             source, variant="fp16" if half else None, **options
@@ -161,7 +161,7 @@ def _load_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
     with safe_open(path, "pt") as file:
         large = any(key.startswith("conditioner.embedders.1") for key in file.keys())  # noqa: SIM118
     kind = StableDiffusionXLPipeline if large else StableDiffusionPipeline
-    return kind.from_single_file(str(path), torch_dtype=dtype)
+    return kind.from_single_file(str(path), dtype=dtype)
 
 
 @contextmanager

@@ -23,7 +23,9 @@ from consist.config import RunConfig
 from consist.errors import ConsistError
 
 FORMAT = 1
-ISOLATED = "isolated"  # subfolder of the row without sharing
+# the rows of a run, by their subfolders
+SHARED = ""
+ISOLATED = "isolated"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class RunFolder:
         """Where the picture of all pictures lies."""
         return self.path / "grid.png"
 
-    def picture_path(self, index: int, row: str = "") -> Path:
+    def picture_path(self, index: int, row: str = SHARED) -> Path:
         """Where picture ``index`` of the shared row, or of the row named, lies."""
         return self.path / row / f"{index:03d}.png"
 
@@ -92,7 +94,7 @@ class RunFolder:
             info.add_itxt(key, value)
         write_atomically(path, lambda file: image.save(file, "PNG", pnginfo=info))
 
-    def read_picture(self, index: int, row: str = "") -> Image.Image:
+    def read_picture(self, index: int, row: str = SHARED) -> Image.Image:
         """The pixels of a picture, mode RGB."""
         with Image.open(self.picture_path(index, row)) as image:
             return image.convert("RGB")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from consist.config import RunConfig, parse_size, spread_seeds
+from consist.config import RunConfig, parse_size, plan, spread_seeds
 from consist.errors import ConsistError, unknown
 
 
@@ -48,6 +48,34 @@ def test_refuses_seeds_that_do_not_fit():
         spread_seeds((1, 2), 3)
     with pytest.raises(ConsistError, match="same noise needs a single seed"):
         spread_seeds((1, 2), 2, same_noise=True)
+
+
+def test_without_a_batch_size_all_images_are_one_chunk():
+    assert [chunk.images for chunk in plan(3, 3)] == [(0, 1, 2)]
+    assert [chunk.images for chunk in plan(1, 1)] == [(0,)]
+
+
+def test_every_chunk_holds_the_anchors_and_every_image_is_new_once():
+    chunks = plan(7, 2, 4)
+    assert [chunk.images for chunk in chunks] == [(0, 1, 2, 3), (0, 1, 4, 5), (0, 1, 6)]
+    assert [i for chunk in chunks for i in chunk.new] == list(range(7))
+
+
+def test_without_anchors_chunks_stand_alone():
+    assert [chunk.images for chunk in plan(3, 0, 2)] == [(0, 1), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("anchors", "size", "message"),
+    [
+        (4, 3, "a batch of 3 has no room beside 4 anchors"),
+        (2, 2, "a batch of 2 has no room beside 2 anchors"),
+        (5, None, "5 anchors were asked for, but there are 4 images"),
+    ],
+)
+def test_refuses_anchors_that_do_not_fit(anchors, size, message):
+    with pytest.raises(ConsistError, match=message):
+        plan(4, anchors, size)
 
 
 def test_reads_sizes():

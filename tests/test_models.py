@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
-from consist.config import RunConfig
+from consist.config import RunConfig, plan
 from consist.errors import ConsistError
 from consist.generate import check_prompts, draw, prepare
 from consist.methods import build
@@ -47,10 +47,7 @@ def test_a_folder_draws_like_mini(folders, name, kind):
     assert type(model.pipe) is kind
     settings = prepare(model, config)
     assert settings.guidance == DEFAULTS[kind].guidance
-    from consist.generate import plan
-
-    method = build({"name": "spectral"})
-    (chunk,) = plan(2, method, None)
+    (chunk,), method = plan(2, 2), build({"name": "spectral"})
     images = draw(model.pipe, config, settings, chunk, method, lambda share: None)
     assert [image.size for image in images] == [(24, 16)] * 2
 
