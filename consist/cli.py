@@ -210,11 +210,22 @@ def draw(config: RunConfig, folder: Path | None) -> RunFolder:
         task: TaskID = progress.add_task("loading", total=None, state="")
         from consist.generate import generate
 
+        hide_loading_bars()
+
         def watch(done: float, count: int) -> None:
             state = f"{int(done)} of {count}"
             progress.update(task, description="drawing", completed=done, total=count, state=state)
 
         return generate(config, folder, watch)
+
+
+def hide_loading_bars() -> None:
+    """Silences the bars of diffusers and transformers, which last for a blink."""
+    from diffusers.utils.logging import disable_progress_bar as hide_diffusers
+    from transformers.utils.logging import disable_progress_bar as hide_transformers
+
+    hide_diffusers()
+    hide_transformers()
 
 
 def report(folder: RunFolder, as_json: bool) -> None:

@@ -1,5 +1,7 @@
 """The plug: exact when neutral, gone without a trace, and honest about what it cannot do."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import (
@@ -188,19 +190,15 @@ def test_random_anchors_repeat_with_their_seed(unet):
 def test_a_lora_stays_in_effect(sd_pipe):
     from peft import LoraConfig
 
-    alone = draw(sd_pipe)
-    sd_pipe.unet.add_adapter(
-        LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
-    )
-    try:
-        adapted = draw(sd_pipe)
-        with consist.shared_attention(sd_pipe, consist.Isolated()):
-            torch.testing.assert_close(draw(sd_pipe), adapted, rtol=0, atol=0)
-        with consist.shared_attention(sd_pipe, consist.Spectral()):
-            assert (draw(sd_pipe) - adapted).abs().max() > 1e-3
-    finally:
-        sd_pipe.unet.delete_adapters("default")
+    alone, pipe = draw(sd_pipe), copy.deepcopy(sd_pipe)
+    lora = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    pipe.unet.add_adapter(lora)
+    adapted = draw(pipe)
     assert (adapted - alone).abs().max() > 1e-4
+    with consist.shared_attention(pipe, consist.Isolated()):
+        torch.testing.assert_close(draw(pipe), adapted, rtol=0, atol=0)
+    with consist.shared_attention(pipe, consist.Spectral()):
+        assert (draw(pipe) - adapted).abs().max() > 1e-3
 
 
 def test_an_img2img_pipeline_shares_too(sd_pipe):

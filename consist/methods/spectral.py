@@ -105,7 +105,7 @@ class Spectral(Shared):
     keys: str = "energy:0.95"  # spectrum of the keys, see consist.spectrum.parse_spectrum
     values: str = "log"  # spectrum of the values
     width: str = "head"  # "head": each head alone; "full": all heads side by side
-    pool: str = "anchor"  # "anchor": each anchor alone; "all": their tokens below one another
+    pool: str = "all"  # "anchor": each anchor alone; "all": their tokens below one another
     centered: bool = True  # the mean token is kept out of the reweighting
 
     def __post_init__(self) -> None:

@@ -56,7 +56,6 @@ def to_pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
 
 def train_vae(session: Session, pictures: np.ndarray) -> AutoencoderKL:
     """Learns to pack 128 px into 16 x 16 latents."""
-    torch.manual_seed(0)
     vae = build_vae().to(session.device, memory_format=torch.channels_last)
     recipe = session.recipe
 
@@ -64,9 +63,11 @@ def train_vae(session: Session, pictures: np.ndarray) -> AutoencoderKL:
         rng = session.random("vae", step)
         indices = [rng.randrange(len(pictures)) for _ in range(recipe.vae_batch)]
         target = to_pixels(np.stack([crop(pictures, i, rng) for i in indices]), session.device)
+        source = session.noise_source(rng)
         with session.half_precision():
             latents = vae.encode(target).latent_dist.mean
-            noisy = latents + LATENT_NOISE * torch.randn_like(latents)
+            noise = torch.randn(latents.shape, generator=source, device=session.device)
+            noisy = latents + LATENT_NOISE * noise
             decoded = vae.decode(noisy).sample
         return vae_loss(decoded.float(), target) + 1e-3 * latents.float().square().mean()
 

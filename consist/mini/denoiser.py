@@ -49,7 +49,6 @@ def train_words(session: Session, tokenizer: CLIPTokenizer, encoder: CLIPTextMod
     From the last token a linear reader must tell which words and pairs of words the caption has
     ("red cat", "blue hat"); real models get the same head start from CLIP.
     """
-    torch.manual_seed(1)
     sample = captions_of(list(range(PHRASE_SAMPLE)), Random("phrases"))
     phrases = sorted(set().union(*map(phrases_of, sample)))
     column = {phrase: i for i, phrase in enumerate(phrases)}
@@ -86,7 +85,7 @@ def train_unet(
 
     def loss(step: int) -> Tensor:
         rng = session.random("unet", step)
-        source = torch.Generator(session.device).manual_seed(rng.randrange(2**62))
+        source = session.noise_source(rng)
         indices = [rng.randrange(len(latents)) for _ in range(recipe.unet_batch)]
         texts = [t if rng.random() > UNCONDITIONAL else "" for t in captions_of(indices, rng)]
         clean = latents[indices].to(session.device).float()

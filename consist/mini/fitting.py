@@ -165,6 +165,10 @@ class Session:
         """The random source of one step."""
         return Random(f"{stage}-{step}")
 
+    def noise_source(self, rng: Random) -> torch.Generator:
+        """A generator on the device, seeded from ``rng``."""
+        return torch.Generator(self.device).manual_seed(rng.randrange(2**62))
+
     def half_precision(self) -> AbstractContextManager[None]:
         """Runs the matrix products inside in bfloat16."""
         return torch.autocast(self.device.type, torch.bfloat16)

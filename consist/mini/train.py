@@ -42,6 +42,12 @@ def train(folder: Path, recipe: Recipe, device: torch.device, report: Report) ->
         OutOfTime: ``recipe.minutes`` are over; call again to go on. If the denoiser was being
             trained, the pipeline as it stands is written all the same.
     """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return _train(folder, recipe, device, report)
+
+
+def _train(folder: Path, recipe: Recipe, device: torch.device, report: Report) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     session = Session(folder, recipe, device, report, time.monotonic())
     pictures = draw_pictures(folder / "pictures.bin", recipe.pictures)
@@ -50,7 +56,6 @@ def train(folder: Path, recipe: Recipe, device: torch.device, report: Report) ->
     latents = encode_pictures(folder / "latents.safetensors", vae, pictures, session)
 
     tokenizer = build_tokenizer(captions_of(list(range(PHRASE_SAMPLE)), Random("tokenizer")))
-    torch.manual_seed(2)
     encoder = build_text_encoder(tokenizer).to(device)
     unet = build_unet().to(device, memory_format=torch.channels_last)
     train_words(session, tokenizer, encoder)

@@ -1,0 +1,130 @@
+"""Training `mini`: exact to resume, right in its formulas, whole from end to end at toy length."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from torch import nn
+
+from consist.mini.architecture import build_scheduler, build_tokenizer, build_unet, build_vae
+from consist.mini.autoencoder import crop, encode, picture, standardize, to_pixels
+from consist.mini.denoiser import diffuse, stratified_timesteps, use_fast_cpu_attention
+from consist.mini.fitting import OutOfTime, Recipe, Session
+from consist.mini.train import train
+from consist.mini.world import draw
+
+CPU = torch.device("cpu")
+
+
+def session(folder, **recipe):
+    return Session(folder, Recipe(warmup=3, **recipe), CPU, lambda *a: None, 0.0)
+
+
+def fit_line(folder, steps, **recipe):
+    """Fits a line to noisy points; the points of a step depend on the step alone."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+
+    def loss(step):
+        x = torch.randn(8, 2, generator=torch.Generator().manual_seed(step))
+        return (model(x) - x.sum(1, keepdim=True)).square().mean()
+
+    session(folder, **recipe).fit("line", {"line": model}, 0.1, steps, loss)
+    return model
+
+
+def test_twelve_steps_are_seven_and_five(tmp_path, monkeypatch):
+    # the rate depends on the length of the whole, so it is held still
+    monkeypatch.setattr("consist.mini.fitting.lr_factor", lambda step, steps, warmup: 1.0)
+    for name in ("straight", "parts"):
+        (tmp_path / name).mkdir()
+    straight = fit_line(tmp_path / "straight", 12)
+    fit_line(tmp_path / "parts", 7)
+    resumed = fit_line(tmp_path / "parts", 12)
+    for name, parameter in straight.named_parameters():
+        assert torch.equal(parameter, dict(resumed.named_parameters())[name]), name
+
+
+def test_learns(tmp_path):
+    model = fit_line(tmp_path, 300)
+    torch.testing.assert_close(model.weight.data, torch.ones(1, 2), atol=0.05, rtol=0)
+
+
+def test_out_of_time_keeps_a_checkpoint(tmp_path):
+    with pytest.raises(OutOfTime):
+        fit_line(tmp_path, 12, minutes=0.0)
+    assert (tmp_path / "line.safetensors").exists()
+    assert not list(tmp_path.glob("*.part"))
+    fit_line(tmp_path, 12)
+
+
+def test_noise_and_velocity_are_those_of_diffusers():
+    scheduler = DDPMScheduler.from_config(build_scheduler().config)
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 5, 4, 3, 3, generator=generator)
+    timesteps = torch.tensor([0, 10, 500, 998, 999])
+    noisy, velocity = diffuse(clean, noise, scheduler.alphas_cumprod[timesteps])
+    torch.testing.assert_close(noisy, scheduler.add_noise(clean, noise, timesteps))
+    torch.testing.assert_close(velocity, scheduler.get_velocity(clean, noise, timesteps))
+
+
+def test_timesteps_are_one_from_each_part():
+    drawn = stratified_timesteps(10, 1000, torch.Generator().manual_seed(0))
+    assert sorted((drawn // 100).tolist()) == list(range(10))
+    assert drawn.tolist() != sorted(drawn.tolist())
+
+
+def test_fast_attention_is_the_same_attention():
+    torch.manual_seed(0)
+    unet = build_unet().eval()
+    given = torch.randn(2, 8, 16, 16), 500, torch.randn(2, 32, 128)
+    with torch.no_grad():
+        expected = unet(*given).sample
+        use_fast_cpu_attention(unet)
+        torch.testing.assert_close(unet(*given).sample, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_standard_latents_decode_as_before(tmp_path):
+    torch.manual_seed(0)
+    vae = build_vae().eval()
+    pictures = np.stack([np.asarray(draw(picture(i))[0]) for i in range(4)])
+    pixels = to_pixels(pictures, CPU)
+    with torch.no_grad():
+        before = vae.decode(vae.encode(pixels).latent_dist.mean).sample
+        standardize(vae, pictures, session(tmp_path))
+        posterior = vae.encode(pixels).latent_dist
+        torch.testing.assert_close(vae.decode(posterior.mean).sample, before, rtol=1e-3, atol=1e-3)
+    assert posterior.std.max() < 1e-5
+    latents = encode(vae, pictures, session(tmp_path))
+    assert latents.mean((0, 2, 3)).abs().max() < 0.1
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.1
+
+
+def test_crops_stay_inside():
+    pictures = np.zeros((5, 128, 128, 3), np.uint8)
+    rng = session(None).random("vae", 0)
+    assert {crop(pictures, i % 5, rng).shape for i in range(200)} == {(64, 64, 3)}
+
+
+def test_bytes_that_no_caption_has_tokenize():
+    tokenizer = build_tokenizer(["a cat"])
+    for text in ("zebra", "猫", "q"):
+        assert tokenizer.unk_token_id not in tokenizer(text).input_ids[1:-1]
+
+
+def test_trains_from_nothing_to_a_pipeline_in_two_goes(tmp_path):
+    lengths = {"vae_steps": 2, "vae_batch": 2, "word_steps": 2, "word_batch": 4}
+    recipe = {"pictures": 64, "unet_steps": 3, "unet_batch": 2, **lengths}
+    stages = []
+
+    def report(stage, step, steps, loss):
+        stages.append(stage)
+
+    with pytest.raises(OutOfTime):
+        train(tmp_path, Recipe(**recipe, minutes=0.0), CPU, report)
+    folder = train(tmp_path, Recipe(**recipe), CPU, report)
+    assert "latents" in stages
+    pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a cat", num_inference_steps=2).images[0].size == (128, 128)
+    assert not list(tmp_path.glob("*.part"))
