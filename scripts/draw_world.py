@@ -28,7 +28,7 @@ def main() -> None:
     sheet = Image.new("RGB", (args.columns * SIZE, args.rows * SIZE))
     for index in range(args.columns * args.rows):
         place = (index % args.columns * SIZE, index // args.columns * SIZE)
-        sheet.paste(draw(sample_picture(rng), SIZE)[0], place)
+        sheet.paste(draw(sample_picture(rng), SIZE).image, place)
     sheet.save(args.out)
 
 

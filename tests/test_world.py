@@ -7,11 +7,15 @@ from random import Random
 import numpy as np
 import pytest
 
-from consist.mini.subjects import ACCESSORIES, COLORS, PATTERNS
+from consist.mini.actions import ACTIONS
+from consist.mini.styles import STYLES
+from consist.mini.subjects import ACCESSORIES, COLORS, HAIRS, PATTERNS
 from consist.mini.world import (
+    HELD_OUT,
     SCENES,
     SUBJECTS,
     UNNAMED,
+    Figure,
     Identity,
     Picture,
     Pose,
@@ -33,24 +37,36 @@ IDENTITY = Identity(
     build="round",
     accessory="hat",
     accessory_color="green",
+    hair=None,
 )
+GIRL = replace(IDENTITY, subject="girl", hair="ginger")
 POSE = Pose(x=0.5, ground=0.95, height=0.7, facing=1, sway=0.0)
-EVERYTHING = {"color", "pattern", "feature", "build", "accessory"}
+EVERYTHING = {"color", "pattern", "feature", "build", "accessory", "hair"}
 
 
 def pixels(picture):
-    return np.asarray(draw(picture)[0]).astype(int)
+    return np.asarray(draw(picture).image).astype(int)
 
 
-def picture(**changes):
-    return Picture(
-        **{"identity": IDENTITY, "pose": POSE, "scene": "paris", "scene_seed": 1, **changes}
-    )
+def mask(picture, index=0):
+    return np.asarray(draw(picture).masks[index])
+
+
+def picture(identity=IDENTITY, pose=POSE, **changes):
+    figures = (Figure(identity=identity, pose=pose),)
+    return Picture(**{"figures": figures, "scene": "paris", "scene_seed": 1, **changes})
+
+
+def of_class(subject):
+    return replace(IDENTITY, subject=subject, hair="dark" if SUBJECTS[subject].person else None)
 
 
 def test_is_big_enough():
-    assert len(SUBJECTS) >= 10
-    assert len(SCENES) >= 12
+    assert len(SUBJECTS) >= 18
+    assert len(SCENES) >= 20
+    assert len(STYLES) >= 3
+    assert {"sitting", "sleeping", "jumping"} <= set(ACTIONS)
+    assert sum(kind.person for kind in SUBJECTS.values()) >= 3
     assert {"bus", "box"} <= set(SUBJECTS)
     assert {"paris", "moon"} <= set(SCENES)
 
@@ -62,16 +78,14 @@ def test_a_picture_is_drawn_the_same_twice():
 @pytest.mark.parametrize("subject", SUBJECTS)
 @pytest.mark.parametrize("scene", SCENES)
 def test_the_mask_is_where_the_subject_is(subject, scene):
-    one = picture(identity=replace(IDENTITY, subject=subject), scene=scene)
-    other = replace(
-        one, identity=replace(one.identity, color="white", pattern="plain", pattern_color=None)
-    )
-    mask = np.asarray(draw(one)[1])
-    assert mask.shape == (128, 128)
-    assert 0.05 < (mask > 127).mean() < 0.6
-    changed = (pixels(one) != pixels(other)).any(-1)
-    assert changed[mask > 127].mean() > 0.2
-    assert not changed[mask == 0].any()
+    one = picture(of_class(subject), scene=scene)
+    bare = replace(of_class(subject), color="white", pattern="plain", pattern_color=None)
+    cover = mask(one)
+    assert cover.shape == (128, 128)
+    assert 0.05 < (cover > 127).mean() < 0.6
+    changed = (pixels(one) != pixels(picture(bare, scene=scene))).any(-1)
+    assert changed[cover > 127].mean() > 0.2
+    assert not changed[cover == 0].any()
 
 
 @pytest.mark.parametrize(
@@ -89,14 +103,55 @@ def test_the_mask_is_where_the_subject_is(subject, scene):
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_every_attribute_shows(subject, change):
     # a hat may hide ears and antennas, as hats do
-    base = replace(IDENTITY, subject=subject, accessory="glasses")
-    different = pixels(picture(identity=base)) != pixels(picture(identity=replace(base, **change)))
+    base = replace(of_class(subject), accessory="glasses")
+    different = pixels(picture(base)) != pixels(picture(replace(base, **change)))
     assert different.any(-1).mean() > 0.003
+
+
+@pytest.mark.parametrize("subject", [name for name, kind in SUBJECTS.items() if kind.person])
+def test_hair_shows_on_people(subject):
+    looks = [pixels(picture(replace(of_class(subject), hair=hair))) for hair in HAIRS]
+    for i, one in enumerate(looks):
+        for other in looks[:i]:
+            assert (one != other).any(-1).mean() > 0.01
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_style_and_action_shows(style):
+    seen = [pixels(picture(pose=replace(POSE, action=action), style=style)) for action in ACTIONS]
+    assert len({image.tobytes() for image in seen}) == len(ACTIONS)
+    if style != "flat":
+        assert (seen[0] != pixels(picture())).any(-1).mean() > 0.2
+
+
+def test_jumping_lifts_the_subject_off_the_ground():
+    rows = [
+        np.flatnonzero((mask(picture(pose=replace(POSE, action=action))) > 127).any(1)).max()
+        for action in ("standing", "jumping")
+    ]
+    assert rows[1] < rows[0] - 10
+
+
+def test_two_subjects_have_a_mask_each():
+    left, right = replace(POSE, x=0.28, height=0.5), replace(POSE, x=0.74, height=0.5)
+    figures = (Figure(identity=IDENTITY, pose=left), Figure(identity=GIRL, pose=right))
+    one = picture(figures=figures)
+    a, b = mask(one, 0) > 127, mask(one, 1) > 127
+    assert not (a & b).any()
+    assert a[:, :64].sum() > 0.9 * a.sum() > 0
+    assert b[:, 64:].sum() > 0.9 * b.sum() > 0
+
+
+def test_a_figure_in_front_takes_from_the_mask_behind():
+    figures = (Figure(identity=IDENTITY, pose=POSE), Figure(identity=GIRL, pose=POSE))
+    one = picture(figures=figures)
+    assert not ((mask(one, 0) > 128) & (mask(one, 1) > 128)).any()
+    assert (mask(one, 0) > 127).sum() < (mask(picture()) > 127).sum()
 
 
 def test_the_pose_moves_the_subject_and_not_the_scene():
     moved = picture(pose=replace(POSE, x=0.4, facing=-1))
-    outside = (np.asarray(draw(picture())[1]) == 0) & (np.asarray(draw(moved)[1]) == 0)
+    outside = (mask(picture()) == 0) & (mask(moved) == 0)
     assert np.array_equal(pixels(picture())[outside], pixels(moved)[outside])
     assert not np.array_equal(pixels(picture()), pixels(moved))
 
@@ -111,14 +166,16 @@ def test_scenes_vary(scene):
 def test_identities_are_consistent_and_spread_over_all_values():
     rng = Random(0)
     seen = Counter()
-    for _ in range(3000):
+    for _ in range(4000):
         identity = sample_identity(rng)
         assert (identity.pattern_color is None) == (identity.pattern == "plain")
         assert (identity.accessory_color is None) == (identity.accessory == "none")
         assert identity.color not in (identity.pattern_color, identity.accessory_color)
+        assert (identity.hair is None) != SUBJECTS[identity.subject].person
         seen.update((identity.color, identity.pattern, identity.accessory, identity.subject))
-    for value in (*COLORS, *PATTERNS, *ACCESSORIES, *SUBJECTS):
-        assert seen[value] > 200, value
+        seen.update({identity.hair} - {None})
+    for value in (*COLORS, *PATTERNS, *ACCESSORIES, *SUBJECTS, *HAIRS):
+        assert seen[value] > 120, value
 
 
 def test_poses_keep_the_subject_in_the_picture():
@@ -128,9 +185,30 @@ def test_poses_keep_the_subject_in_the_picture():
         assert 0 < pose.ground - pose.height < pose.ground <= 1
 
 
+def test_pairs_held_out_are_never_drawn_and_all_else_is():
+    rng = Random(0)
+    seen = Counter()
+    for _ in range(20_000):
+        one = sample_picture(rng)
+        seen.update((figure.identity.subject, one.scene) for figure in one.figures)
+    assert not HELD_OUT & set(seen)
+    assert len(seen) == len(SUBJECTS) * len(SCENES) - len(HELD_OUT)
+
+
+def test_every_kind_of_picture_is_drawn():
+    rng = Random(0)
+    pictures = [sample_picture(rng) for _ in range(1000)]
+    assert {one.style for one in pictures} == set(STYLES)
+    assert {figure.pose.action for one in pictures for figure in one.figures} == set(ACTIONS)
+    pairs = [one for one in pictures if len(one.figures) == 2]
+    assert 0.08 < len(pairs) / len(pictures) < 0.16
+    for one in pairs:
+        assert len({figure.identity.subject for figure in one.figures}) == 2
+
+
 def test_a_third_to_a_half_of_captions_name_no_attribute():
     rng = Random(0)
-    attributes = {*COLORS, *PATTERNS, "slim", "round", "big", "small", "wearing"}
+    attributes = {*COLORS, *PATTERNS, *HAIRS, "slim", "round", "big", "small", "wearing"}
     texts = [caption(sample_picture(rng), rng) for _ in range(3000)]
     share = sum(not attributes & set(text.split()) for text in texts) / len(texts)
     assert UNNAMED - 0.03 < share < 0.5
@@ -144,11 +222,25 @@ def test_captions_use_no_word_outside_the_vocabulary():
         assert set(caption(sample_picture(rng), rng).split()) <= known
 
 
+def test_captions_name_both_of_a_pair_the_style_and_the_action():
+    figures = (Figure(identity=IDENTITY, pose=POSE), Figure(identity=GIRL, pose=POSE))
+    pair = picture(figures=figures, style="pixel")
+    for seed in range(20):
+        words = caption(pair, Random(seed)).split()
+        assert words[:3] == ["pixel", "art", "of"]
+        assert {"cat", "and", "girl"} <= set(words)
+    jumping = picture(pose=replace(POSE, action="jumping"))
+    assert "jumping" in caption(jumping, Random(0)).split()
+
+
 def test_describes_what_is_named_and_no_more():
     assert describe(IDENTITY, set()) == "a cat"
     assert describe(IDENTITY, {"color"}) == "a red cat"
     assert describe(IDENTITY, EVERYTHING) == (
         "a round red cat with blue stripes and big ears wearing a green hat"
+    )
+    assert describe(GIRL, EVERYTHING) == (
+        "a round ginger girl in red with blue stripes and long hair wearing a green hat"
     )
     plain = replace(IDENTITY, pattern="plain", pattern_color=None, accessory="glasses")
     assert (

@@ -140,6 +140,12 @@ class Canvas:
         """Lays ``color`` over the coat wherever ``pattern`` (mode L, same size) is set."""
         self.image.paste(color, mask=ImageChops.multiply(self.coat, pattern))
 
+    def tilt(self, degrees: float) -> None:
+        """Turns what was drawn around the subject's middle; positive leans the way it faces."""
+        middle = self.frame.to_px((0, 50))
+        turn = -degrees * self.frame.facing
+        self.image = self.image.rotate(turn, Image.Resampling.BICUBIC, center=middle)
+
     def blank(self) -> tuple[Image.Image, ImageDraw.ImageDraw]:
         """Gives an empty pattern of the right size and a pen for it."""
         pattern = Image.new("L", (self.size, self.size), 0)

@@ -6,6 +6,7 @@ It must not know scenes, captions or training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,8 +24,20 @@ COLORS: dict[str, Color] = {
     "black": (66, 64, 76),
 }
 PATTERNS = ("plain", "stripes", "spots")
-BUILDS = {"slim": 0.84, "round": 1.1}  # stretch of the width
+BUILDS = {"slim": 0.8, "round": 1.14}  # stretch of the width
 SIZES = ("small", "big")  # of the feature that a class is known by
+HAIRS: dict[str, Color] = {  # of people
+    "dark": (52, 38, 40),
+    "blond": (244, 206, 96),
+    "ginger": (206, 92, 36),
+    "gray": (184, 184, 196),
+}
+SKINS: dict[str, Color] = {  # by hair
+    "dark": (168, 112, 78),
+    "blond": (250, 216, 186),
+    "ginger": (255, 224, 200),
+    "gray": (226, 178, 142),
+}
 ACCESSORIES = ("none", "hat", "scarf", "glasses")
 
 WHITE: Color = (252, 251, 248)
@@ -34,6 +47,9 @@ GOLD: Color = (242, 188, 62)
 BEAK: Color = (244, 150, 44)
 STEEL: Color = (188, 198, 210)
 GLASS: Color = (176, 222, 242)
+MANE: Color = (150, 84, 40)
+WOOD: Color = (134, 92, 58)
+TROUSERS: Color = (84, 96, 140)
 
 
 class Look(Protocol):
@@ -44,7 +60,11 @@ class Look(Protocol):
     @property
     def big(self) -> bool: ...  # the feature: ears, wheels, ...
     @property
+    def hair(self) -> str: ...  # a key of HAIRS; people alone show it
+    @property
     def sway(self) -> float: ...  # -1..1, moves heads, tails and legs
+    @property
+    def asleep(self) -> bool: ...  # eyes shut
 
 
 @dataclass(frozen=True)
@@ -57,12 +77,21 @@ class Fit:
     width: float  # of the head at the brim; a scarf is as wide
 
 
-def _eyes(c: Canvas, x: float, y: float, apart: float, r: float = 5.2) -> tuple[Point, Point]:
+def _eyes(
+    c: Canvas, look: Look, x: float, y: float, apart: float, r: float = 5.6
+) -> tuple[Point, Point]:
     eyes = ((x - apart, y), (x + apart, y))
     for ex, ey in eyes:
-        c.ellipse(ex, ey, r, r * 1.12, WHITE, outline=1.0)
-        c.ellipse(ex + 1.2, ey + 0.4, r * 0.56, r * 0.64, OUTLINE, outline=0)
+        _eye(c, look, ex, ey, r)
     return eyes
+
+
+def _eye(c: Canvas, look: Look, x: float, y: float, r: float) -> None:
+    if look.asleep:
+        c.line([(x - r, y), (x, y + r * 0.6), (x + r, y)], OUTLINE, 2.4, outline=0)
+        return
+    c.ellipse(x, y, r, r * 1.12, WHITE, outline=1.0)
+    c.ellipse(x + 1.2, y + 0.4, r * 0.56, r * 0.64, OUTLINE, outline=0)
 
 
 def _smile(c: Canvas, x: float, y: float, width: float) -> None:
@@ -96,7 +125,7 @@ def draw_cat(c: Canvas, look: Look) -> Fit:
         inner = [(base - 5, 22), (base + side * 4, up + 8), (base + 5, 22)]
         c.polygon(inner, PINK, outline=0)
     _head(c, look)
-    eyes = _eyes(c, x + 2, 34, 11)
+    eyes = _eyes(c, look, x + 2, 34, 11)
     c.polygon([(x - 1, 42), (x + 5, 42), (x + 2, 46)], PINK, outline=0.8)
     for side in (-1, 1):
         for dy in (-2, 3):
@@ -115,7 +144,7 @@ def draw_dog(c: Canvas, look: Look) -> Fit:
     c.ellipse(x + 4, 42, 6, 4, OUTLINE, outline=0)
     _smile(c, x + 4, 49, 6)
     c.ellipse(x + 4, 55, 3.4, 4, PINK, outline=0.6)
-    return Fit(_eyes(c, x + 2, 31, 11), (x, 16), (1, 62), 34)
+    return Fit(_eyes(c, look, x + 2, 31, 11), (x, 16), (1, 62), 34)
 
 
 def draw_rabbit(c: Canvas, look: Look) -> Fit:
@@ -126,7 +155,7 @@ def draw_rabbit(c: Canvas, look: Look) -> Fit:
         c.ellipse(x + side * 12, 20 - long * 0.55, 7.5, long, look.coat, coat=True)
         c.ellipse(x + side * 12, 20 - long * 0.55, 3.6, long * 0.75, PINK, outline=0)
     _head(c, look)
-    eyes = _eyes(c, x + 2, 34, 12)
+    eyes = _eyes(c, look, x + 2, 34, 12)
     c.ellipse(x + 2, 44, 3.6, 2.6, PINK, outline=0.8)
     c.box(x - 1, 49, x + 5, 56, WHITE, outline=1.0)
     return Fit(eyes, (x, 17), (1, 62), 30)
@@ -144,7 +173,7 @@ def draw_bear(c: Canvas, look: Look) -> Fit:
     c.ellipse(x + 2, 46, 13, 10, CREAM, outline=0.8)
     c.ellipse(x + 2, 42, 5.4, 3.8, OUTLINE, outline=0)
     _smile(c, x + 2, 48, 5)
-    return Fit(_eyes(c, x + 1, 32, 12), (x, 16), (1, 62), 32)
+    return Fit(_eyes(c, look, x + 1, 32, 12), (x, 16), (1, 62), 32)
 
 
 def draw_bird(c: Canvas, look: Look) -> Fit:
@@ -160,7 +189,7 @@ def draw_bird(c: Canvas, look: Look) -> Fit:
     c.polygon([(14, 34), (16 + long, 41), (14, 47)], BEAK)
     for lean in (-5, 0, 5):
         c.line([(0, 14), (lean - 2, 4)], look.coat, 3, coat=True)
-    return Fit(_eyes(c, 5, 30, 10, 5.8), (0, 17), (2, 52), 30)
+    return Fit(_eyes(c, look, 5, 30, 10, 5.8), (0, 17), (2, 52), 30)
 
 
 def draw_frog(c: Canvas, look: Look) -> Fit:
@@ -175,8 +204,7 @@ def draw_frog(c: Canvas, look: Look) -> Fit:
     c.ellipse(x, 48, 36, 20, look.coat, coat=True)
     eyes = ((x - 19, 29.0), (x + 19, 29.0))
     for ex, ey in eyes:
-        c.ellipse(ex, ey, r - 3, r - 3, WHITE, outline=1.0)
-        c.ellipse(ex + 1.5, ey, (r - 3) * 0.5, (r - 3) * 0.62, OUTLINE, outline=0)
+        _eye(c, look, ex, ey, r - 3)
     _smile(c, x + 1, 50, 22)
     return Fit(eyes, (x, 30), (0, 68), 26)
 
@@ -197,9 +225,9 @@ def draw_robot(c: Canvas, look: Look) -> Fit:
     c.box(-20, 24, 22, 46, OUTLINE, radius=5, outline=0)
     eyes = ((-8.0, 33.0), (11.0, 33.0))
     for ex, ey in eyes:
-        c.ellipse(ex, ey, 5.4, 5.4, (120, 236, 226), outline=0)
+        c.ellipse(ex, ey, 5.4, 1.6 if look.asleep else 5.4, (120, 236, 226), outline=0)
     c.line([(-5, 42), (8, 42)], (120, 236, 226), 1.8, outline=0)
-    return Fit(eyes, (0, 15), (0, 55), 34)
+    return Fit(eyes, (-13, 15), (0, 55), 26)
 
 
 def draw_bus(c: Canvas, look: Look) -> Fit:
@@ -213,7 +241,7 @@ def draw_bus(c: Canvas, look: Look) -> Fit:
         c.ellipse(x, 99 - r, r, r, OUTLINE)
         c.ellipse(x, 99 - r, r * 0.5, r * 0.5, STEEL, outline=0)
     _smile(c, 24, 69, 8)
-    return Fit(_eyes(c, 22, 52, 9, 5.4), (-2, 35), (-8, 66), 34)
+    return Fit(_eyes(c, look, 22, 52, 9, 5.4), (-2, 35), (-8, 66), 34)
 
 
 def draw_box(c: Canvas, look: Look) -> Fit:
@@ -225,7 +253,7 @@ def draw_box(c: Canvas, look: Look) -> Fit:
     c.box(-6, 46, 6, 98, GOLD, outline=0.8)
     c.box(-38, 32, 38, 47, look.coat, radius=2, coat=True)
     c.box(-7, 32, 7, 47, GOLD, outline=0.8)
-    eyes = _eyes(c, 2, 64, 16, 6)
+    eyes = _eyes(c, look, 2, 64, 16, 6)
     _smile(c, 2, 76, 9)
     return Fit(eyes, (-2 + 3 * look.sway, 32), (0, 52), 30)
 
@@ -238,9 +266,151 @@ def draw_teapot(c: Canvas, look: Look) -> Fit:
     c.ellipse(0, 70, 33, 28, look.coat, coat=True)
     c.ellipse(0, 45, 20, 6, look.coat, coat=True)
     c.ellipse(0, 36, 5, 5, GOLD)
-    eyes = _eyes(c, 5, 66, 11, 6)
+    eyes = _eyes(c, look, 5, 66, 11, 6)
     _smile(c, 5, 78, 8)
     return Fit(eyes, (0, 40), (0, 52), 28)
+
+
+def draw_penguin(c: Canvas, look: Look) -> Fit:
+    for side in (-1, 1):
+        c.ellipse(side * 11 + 2 * look.sway, 97, 11, 4, BEAK)
+        flap = 8 * look.sway * side
+        c.line([(side * 25, 48), (side * 37, 66 + flap)], look.coat, 9, coat=True)
+    c.ellipse(0, 56, 30, 42, look.coat, coat=True)
+    c.ellipse(2, 68, 20, 27, WHITE, outline=0)
+    for side in (-1, 1):
+        c.ellipse(2 + side * 9, 34, 11, 12, WHITE, outline=0)
+    long = 14 if look.big else 5
+    c.polygon([(-6, 40), (3, 45 + long), (12, 40)], BEAK)
+    return Fit(_eyes(c, look, 2, 31, 10), (0, 17), (0, 58), 30)
+
+
+def draw_elephant(c: Canvas, look: Look) -> Fit:
+    for x in (-24, 18):
+        c.box(x, 76, x + 15, 99, look.coat, radius=4, coat=True)
+    c.ellipse(-6, 66, 34, 25, look.coat, coat=True)
+    c.line([(-38, 60), (-46, 74 + 4 * look.sway)], look.coat, 4)
+    x, r = 10 + 2 * look.sway, 21 if look.big else 11
+    c.ellipse(x - 20, 36, r * 0.85, r, look.coat, coat=True)
+    c.ellipse(x - 20, 36, r * 0.5, r * 0.6, PINK, outline=0)
+    c.ellipse(x, 36, 24, 23, look.coat, coat=True)
+    end = (x + 32, 66 + 8 * look.sway)
+    c.line([(x + 17, 40), (x + 25, 58), end], look.coat, 10, coat=True)
+    c.polygon([(x + 5, 53), (x + 17, 68), (x + 13, 51)], WHITE, outline=1.0)
+    return Fit(_eyes(c, look, x + 3, 32, 10), (x, 16), (4, 62), 30)
+
+
+def draw_lion(c: Canvas, look: Look) -> Fit:
+    c.line([(-14, 90), (-34, 84), (-40, 64 + 5 * look.sway)], look.coat, 5, coat=True)
+    c.ellipse(-40, 62 + 5 * look.sway, 7, 8, MANE)
+    _sitting_body(c, look, CREAM)
+    x, mane = 3 * look.sway, 12 if look.big else 4
+    for angle in range(0, 360, 36):
+        turn = math.radians(angle)
+        px, py = x + 25 * math.cos(turn), 38 + 22 * math.sin(turn)
+        c.ellipse(px, py, 7 + mane, 6 + mane, MANE)
+    c.ellipse(x, 38, 26, 22, look.coat, coat=True)
+    c.ellipse(x + 2, 47, 12, 9, CREAM, outline=0.8)
+    c.polygon([(x - 4, 40), (x + 8, 40), (x + 2, 46)], OUTLINE, outline=0)
+    return Fit(_eyes(c, look, x + 1, 33, 11), (x, 16), (1, 64), 36)
+
+
+def draw_pig(c: Canvas, look: Look) -> Fit:
+    curl = [(-30, 72), (-38, 68), (-34, 62), (-42, 60 + 3 * look.sway)]
+    c.line(curl, look.coat, 2.6)
+    for x in (-24, -8, 6, 20):
+        c.box(x - 5, 84, x + 6, 99, look.coat, radius=3, coat=True)
+    c.ellipse(-2, 70, 34, 22, look.coat, coat=True)
+    x, r = 8 + 3 * look.sway, 15 if look.big else 8
+    c.ellipse(x, 46, 27, 24, look.coat, coat=True)
+    for side in (-1, 1):
+        tip = (x + side * (14 + r), 20 + r * 0.9)
+        c.polygon([(x + side * 6, 25), (x + side * 22, 33), tip], PINK)
+    c.ellipse(x + 3, 52, 12, 9, PINK)
+    for dx in (-2, 8):
+        c.ellipse(x + dx, 52, 2.4, 3.6, OUTLINE, outline=0)
+    return Fit(_eyes(c, look, x + 2, 38, 11), (x, 23), (2, 70), 30)
+
+
+def _person(c: Canvas, look: Look) -> tuple[float, Color, Color]:
+    """Draws legs and gives the column of the head, the hair's color and the skin's."""
+    skin, hair = SKINS[look.hair], HAIRS[look.hair]
+    for side in (-1, 1):
+        foot = side * 9 + 3 * look.sway
+        c.line([(side * 8, 80), (foot, 95)], skin, 6)
+        c.ellipse(foot + 2, 97, 7, 3.4, OUTLINE, outline=0.6)
+    return 2 * look.sway, hair, skin
+
+
+def _arms(c: Canvas, look: Look, skin: Color) -> None:
+    for side in (-1, 1):
+        hand = (side * 29, 74 - 14 * max(0.0, side * look.sway))
+        c.line([(side * 13, 60), hand], look.coat, 7, coat=True)
+        c.ellipse(*hand, 4.6, 4.6, skin, outline=1.2)
+
+
+def _face(c: Canvas, look: Look, x: float, skin: Color) -> tuple[Point, Point]:
+    c.ellipse(x, 32, 22, 21, skin)
+    _smile(c, x + 1, 42, 7)
+    for side in (-1, 1):
+        c.ellipse(x + side * 14, 39, 4, 2.6, PINK, outline=0)
+    return _eyes(c, look, x + 1, 33, 9, 4.8)
+
+
+def draw_girl(c: Canvas, look: Look) -> Fit:
+    x, hair, skin = _person(c, look)
+    long = 46 if look.big else 22
+    c.box(x - 26, 12, x + 26, 20 + long, hair, radius=16)
+    c.polygon([(-10, 52), (10, 52), (29, 86), (-29, 86)], look.coat, coat=True)
+    _arms(c, look, skin)
+    eyes = _face(c, look, x, skin)
+    c.polygon([(x - 23, 30), (x - 12, 9), (x + 13, 9), (x + 23, 30), (x, 18)], hair)
+    return Fit(eyes, (x, 14), (0, 56), 34)
+
+
+def draw_boy(c: Canvas, look: Look) -> Fit:
+    x, hair, skin = _person(c, look)
+    for side in (-1, 1):
+        c.box(side * 8 - 7, 74, side * 8 + 7, 90, TROUSERS, radius=2)
+    c.box(-17, 53, 17, 80, look.coat, radius=7, coat=True)
+    _arms(c, look, skin)
+    eyes = _face(c, look, x, skin)
+    tuft = 14 if look.big else 3
+    crown = [(x - 24, 28), (x - 22, 12), (x - 12, 8 - tuft * 0.7), (x - 7, 7), (x + 1, 6 - tuft)]
+    crown += [(x + 6, 7), (x + 14, 8 - tuft * 0.7), (x + 22, 12), (x + 24, 28), (x, 19)]
+    c.polygon(crown, hair)
+    return Fit(eyes, (x, 15), (0, 56), 34)
+
+
+def draw_wizard(c: Canvas, look: Look) -> Fit:
+    hair, skin, x = HAIRS[look.hair], SKINS[look.hair], 2 * look.sway
+    c.line([(34, 99), (34 + 3 * look.sway, 40)], WOOD, 4)
+    c.ellipse(34 + 3 * look.sway, 36, 6, 6, (120, 236, 226))
+    c.polygon([(-13, 48), (13, 48), (28, 99), (-28, 99)], look.coat, coat=True)
+    _arms(c, look, skin)
+    eyes = _face(c, look, x, skin)
+    long = 82 if look.big else 60
+    c.polygon([(x - 20, 40), (x + 21, 40), (x + 1, long)], hair)
+    _smile(c, x + 1, 45, 5)
+    c.polygon([(x - 20, 16), (x + 8, -24), (x + 20, 16)], look.coat, coat=True)
+    c.box(x - 29, 12, x + 29, 19, look.coat, radius=3, coat=True)
+    return Fit(eyes, (x, 14), (0, 58), 34)
+
+
+def draw_clock(c: Canvas, look: Look) -> Fit:
+    r = 13 if look.big else 7
+    for side in (-1, 1):
+        c.line([(side * 18, 80), (side * 25, 98)], GOLD, 5)
+        c.ellipse(side * 22, 24 - r * 0.3, r, r * 0.8, GOLD)
+    c.ellipse(0, 56, 38, 37, look.coat, coat=True)
+    c.ellipse(0, 56, 25, 24, WHITE, outline=1.0)
+    for angle in range(0, 360, 90):
+        turn = math.radians(angle)
+        x, y = 20 * math.cos(turn), 56 + 19 * math.sin(turn)
+        c.ellipse(x, y, 2.2, 2.2, OUTLINE, outline=0)
+    c.line([(0, 62), (12 * look.sway, 76)], OUTLINE, 2.6, outline=0)
+    c.line([(0, 62), (10, 68)], OUTLINE, 2.6, outline=0)
+    return Fit(_eyes(c, look, 1, 50, 9), (0, 19), (0, 88), 34)
 
 
 @dataclass(frozen=True)
@@ -249,6 +419,12 @@ class Kind:
 
     draw: Callable[[Canvas, Look], Fit]
     feature: str
+    sizes: tuple[str, str] = SIZES  # what a small and a big feature are called
+    person: bool = False  # has hair and wears its color
+
+    def describe(self, size: str) -> str:
+        """The feature in words, such as "long hair" for a girl whose feature is "big"."""
+        return f"{self.sizes[SIZES.index(size)]} {self.feature}"
 
 
 SUBJECTS: dict[str, Kind] = {
@@ -258,10 +434,18 @@ SUBJECTS: dict[str, Kind] = {
     "bear": Kind(draw_bear, "ears"),
     "bird": Kind(draw_bird, "beak"),
     "frog": Kind(draw_frog, "eyes"),
+    "penguin": Kind(draw_penguin, "beak"),
+    "elephant": Kind(draw_elephant, "ears"),
+    "lion": Kind(draw_lion, "mane"),
+    "pig": Kind(draw_pig, "ears"),
+    "girl": Kind(draw_girl, "hair", ("short", "long"), person=True),
+    "boy": Kind(draw_boy, "hair", ("smooth", "spiky"), person=True),
+    "wizard": Kind(draw_wizard, "beard", ("short", "long"), person=True),
     "robot": Kind(draw_robot, "antenna"),
     "bus": Kind(draw_bus, "wheels"),
     "box": Kind(draw_box, "ribbon"),
     "teapot": Kind(draw_teapot, "spout"),
+    "clock": Kind(draw_clock, "bells"),
 }
 
 
@@ -269,34 +453,33 @@ def paint_pattern(c: Canvas, pattern: str, color: Color) -> None:
     """Lays bold stripes or spots over the coat; ``plain`` leaves it."""
     layer, ink = c.blank()
     if pattern == "stripes":
-        for x in range(-63, 64, 18):
-            corners = [(x, -20), (x + 9, -20), (x + 9, 100), (x, 100)]
+        for y in range(-30, 101, 20):
+            corners = [(-60, y), (60, y), (60, y + 9.5), (-60, y + 9.5)]
             ink.polygon([c.frame.to_px(corner) for corner in corners], fill=255)
     elif pattern == "spots":
-        r = 5.6 * c.frame.scale
-        for row, y in enumerate(range(-20, 101, 14)):
-            for x in range(-56, 57, 18):
-                px, py = c.frame.to_px((x + 9 * (row % 2), y))
+        r = 6.4 * c.frame.scale
+        for row, y in enumerate(range(-30, 101, 16)):
+            for x in range(-63, 64, 21):
+                px, py = c.frame.to_px((x + 10.5 * (row % 2), y))
                 ink.ellipse((px - r, py - r, px + r, py + r), fill=255)
     c.paint_coat(layer, color)
 
 
-def draw_accessory(c: Canvas, accessory: str, color: Color, fit: Fit) -> None:
+def draw_accessory(c: Canvas, accessory: str, color: Color, fit: Fit, asleep: bool) -> None:
     """Puts a hat, a scarf or glasses on the subject; ``none`` leaves it."""
     if accessory == "hat":
         x, y = fit.top
         half = fit.width / 2
-        c.box(x - half * 0.62, y - 21, x + half * 0.62, y, color, radius=2)
-        c.box(x - half * 1.15, y - 3, x + half * 1.15, y + 3, color, radius=3)
+        c.box(x - half * 0.68, y - 24, x + half * 0.68, y, color, radius=2)
+        c.box(x - half * 1.3, y - 4, x + half * 1.3, y + 4, color, radius=3)
     elif accessory == "scarf":
         x, y = fit.neck
-        half = fit.width / 2 + 4
-        c.box(x - 12, y, x - 3, y + 20, color, radius=3)
-        c.box(x - half, y - 4, x + half, y + 5, color, radius=4)
+        half = fit.width / 2 + 5
+        c.box(x - 15, y, x - 3, y + 24, color, radius=3)
+        c.box(x - half, y - 5, x + half, y + 6, color, radius=5)
     elif accessory == "glasses":
-        (x0, y0), (x1, y1) = fit.eyes
-        c.line([(x0, y0), (x1, y1)], color, 2.4, outline=1.0)
+        c.line(list(fit.eyes), color, 3.6, outline=1.0)
         for x, y in fit.eyes:
-            c.ellipse(x, y, 9.4, 9.4, color, outline=1.0)
-            c.ellipse(x, y, 6.2, 6.2, WHITE, outline=0)
-            c.ellipse(x + 1.2, y + 0.4, 2.8, 3.2, OUTLINE, outline=0)
+            c.ellipse(x, y, 11, 11, color, outline=1.0)
+            c.ellipse(x, y, 6.6, 6.6, WHITE, outline=0)
+            c.ellipse(x + 1.2, y + 0.4, 3, 1 if asleep else 3.4, OUTLINE, outline=0)

@@ -7,17 +7,21 @@ It must not know neural networks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from random import Random
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
+from consist.mini.actions import ACTIONS, draw_prop
 from consist.mini.canvas import Canvas, Color, Frame
 from consist.mini.scenes import SCENES, Brush
+from consist.mini.styles import STYLES
 from consist.mini.subjects import (
     ACCESSORIES,
     BUILDS,
     COLORS,
+    HAIRS,
     PATTERNS,
     SIZES,
     SUBJECTS,
@@ -27,19 +31,36 @@ from consist.mini.subjects import (
 
 SUPERSAMPLE = 2  # drawn this much larger, then averaged
 
+# pairs of subject and scene that no training picture shows, to test what is new
+HELD_OUT = frozenset(
+    {
+        ("cat", "library"),
+        ("dog", "ship"),
+        ("robot", "beach"),
+        ("girl", "volcano"),
+        ("bus", "forest"),
+        ("penguin", "desert"),
+        ("wizard", "kitchen"),
+        ("elephant", "city"),
+        ("teapot", "snow"),
+        ("lion", "bedroom"),
+    }
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """What stays the same when a subject goes elsewhere."""
 
     subject: str  # a key of SUBJECTS
-    color: str  # a key of COLORS
+    color: str  # a key of COLORS: of fur, paint or clothes
     pattern: str  # one of PATTERNS
     pattern_color: str | None  # None for plain, never the main color
     feature: str  # one of SIZES: big ears, wheels, ...
     build: str  # a key of BUILDS
     accessory: str  # one of ACCESSORIES
     accessory_color: str | None  # None without accessory, never the main color
+    hair: str | None  # a key of HAIRS for people, else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,32 +72,52 @@ class Pose:
     height: float  # of the picture's, 0..1
     facing: int  # 1 or -1
     sway: float  # -1..1: head, tail and limbs
+    action: str = "standing"  # a key of ACTIONS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A subject in its pose."""
+
+    identity: Identity
+    pose: Pose
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     """All that is needed to draw one picture again, exactly."""
 
-    identity: Identity
-    pose: Pose
+    figures: tuple[Figure, ...]  # one or two, back to front
     scene: str  # a key of SCENES
     scene_seed: int
+    style: str = "flat"  # a key of STYLES
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The pixels of a picture (mode RGB) and, per figure, those it covers (mode L, 0..255)."""
+
+    image: Image.Image
+    masks: tuple[Image.Image, ...]
 
 
 @dataclass(frozen=True)
 class _Look:
     coat: Color
     big: bool
+    hair: str
     sway: float
+    asleep: bool
 
 
 def sample_identity(rng: Random, subject: str | None = None) -> Identity:
     """Draws an identity; every attribute is independent but for colors that must differ."""
+    subject = subject or rng.choice(list(SUBJECTS))
     color, other, third = rng.sample(list(COLORS), 3)
     pattern = rng.choices(PATTERNS, (0.4, 0.3, 0.3))[0]
     accessory = rng.choices(ACCESSORIES, (0.34, 0.22, 0.22, 0.22))[0]
     return Identity(
-        subject=subject or rng.choice(list(SUBJECTS)),
+        subject=subject,
         color=color,
         pattern=pattern,
         pattern_color=None if pattern == "plain" else other,
@@ -84,104 +125,165 @@ def sample_identity(rng: Random, subject: str | None = None) -> Identity:
         build=rng.choice(list(BUILDS)),
         accessory=accessory,
         accessory_color=None if accessory == "none" else rng.choice((other, third)),
+        hair=rng.choice(list(HAIRS)) if SUBJECTS[subject].person else None,
     )
 
 
 def sample_pose(rng: Random) -> Pose:
     """Draws a pose; size, place and facing vary so that copying pixels is not consistency."""
     return Pose(
-        x=rng.uniform(0.34, 0.66),
+        x=rng.uniform(0.32, 0.68),
         ground=rng.uniform(0.88, 0.98),
-        height=rng.uniform(0.56, 0.76),
+        height=rng.uniform(0.52, 0.76),
         facing=rng.choice((-1, 1)),
         sway=rng.uniform(-1, 1),
+        action=rng.choices(list(ACTIONS), ACTION_SHARES)[0],
     )
+
+
+ACTION_SHARES = (0.6, 0.1, 0.1, 0.1, 0.1)
+STYLE_SHARES = (0.7, 0.15, 0.15)
+PAIRS = 0.12  # share of pictures with two subjects
 
 
 def sample_picture(rng: Random) -> Picture:
-    """Draws a whole picture."""
+    """Draws a whole picture, of any pairs but those held out."""
+    subjects = rng.sample(list(SUBJECTS), 2 if rng.random() < PAIRS else 1)
+    figures = [Figure(identity=sample_identity(rng, s), pose=sample_pose(rng)) for s in subjects]
+    if len(figures) == 2:
+        figures = [_beside(figure, side, rng) for figure, side in zip(figures, (0, 1), strict=True)]
+    scenes = [scene for scene in SCENES if all((s, scene) not in HELD_OUT for s in subjects)]
     return Picture(
-        identity=sample_identity(rng),
-        pose=sample_pose(rng),
-        scene=rng.choice(list(SCENES)),
+        figures=tuple(rng.sample(figures, len(figures))),
+        scene=rng.choice(scenes),
         scene_seed=rng.randrange(2**31),
+        style=rng.choices(list(STYLES), STYLE_SHARES)[0],
     )
 
 
-def draw(picture: Picture, size: int = 128) -> tuple[Image.Image, Image.Image]:
-    """Draws a picture and the exact mask of its subject.
+def _beside(figure: Figure, side: int, rng: Random) -> Figure:
+    """Makes room for another figure on the other side."""
+    x, height = rng.uniform(0.24, 0.3) + 0.46 * side, rng.uniform(0.42, 0.54)
+    return replace(figure, pose=replace(figure.pose, x=x, height=height, action="standing"))
+
+
+def draw(picture: Picture, size: int = 128) -> Drawing:
+    """Draws a picture and the exact masks of its subjects.
 
     Args:
         picture: What to draw; the same value gives the same pixels.
         size: Side of the square result in pixels.
-
-    Returns:
-        The picture (mode RGB) and the coverage of the subject (mode L, 0..255).
     """
     large = size * SUPERSAMPLE
     image = Image.new("RGB", (large, large))
     scene = SCENES[picture.scene]
     scene.paint(Brush(ImageDraw.Draw(image), large), Random(picture.scene_seed))
-    subject = _draw_subject(picture.identity, picture.pose, large)
-    image.paste(subject, mask=subject.getchannel("A"))
-    return image.reduce(SUPERSAMPLE), subject.getchannel("A").reduce(SUPERSAMPLE)
+    masks: list[Image.Image] = []
+    for figure in picture.figures:
+        prop, subject = _draw_prop(figure, large), _draw_subject(figure, large)
+        for layer in (prop, subject):
+            image.paste(layer, mask=layer.getchannel("A"))
+            masks = [ImageChops.subtract(mask, layer.getchannel("A")) for mask in masks]
+        masks.append(subject.getchannel("A"))
+    rendered = STYLES[picture.style].render(image.reduce(SUPERSAMPLE))
+    return Drawing(rendered, tuple(mask.reduce(SUPERSAMPLE) for mask in masks))
 
 
-def _draw_subject(identity: Identity, pose: Pose, size: int) -> Image.Image:
-    frame = Frame(
+def _frame(figure: Figure, size: int, lift: float = 0.0) -> Frame:
+    pose, scale = figure.pose, figure.pose.height * size / 100
+    return Frame(
         x=pose.x * size,
-        ground=pose.ground * size,
-        scale=pose.height * size / 100,
+        ground=pose.ground * size - lift * scale,
+        scale=scale,
         facing=pose.facing,
-        stretch=BUILDS[identity.build],
+        stretch=BUILDS[figure.identity.build],
     )
-    canvas = Canvas(size, frame)
-    look = _Look(COLORS[identity.color], identity.feature == "big", pose.sway)
+
+
+def _draw_prop(figure: Figure, size: int) -> Image.Image:
+    canvas = Canvas(size, _frame(figure, size))
+    draw_prop(canvas, figure.pose.action)
+    return canvas.image
+
+
+def _draw_subject(figure: Figure, size: int) -> Image.Image:
+    identity, action = figure.identity, ACTIONS[figure.pose.action]
+    canvas = Canvas(size, _frame(figure, size, action.lift))
+    look = _Look(
+        coat=COLORS[identity.color],
+        big=identity.feature == "big",
+        hair=identity.hair or next(iter(HAIRS)),
+        sway=figure.pose.sway,
+        asleep=action.asleep,
+    )
     fit = SUBJECTS[identity.subject].draw(canvas, look)
     if identity.pattern_color:
         paint_pattern(canvas, identity.pattern, COLORS[identity.pattern_color])
     if identity.accessory_color:
-        draw_accessory(canvas, identity.accessory, COLORS[identity.accessory_color], fit)
+        color = COLORS[identity.accessory_color]
+        draw_accessory(canvas, identity.accessory, color, fit, action.asleep)
+    if action.lean:
+        canvas.tilt(action.lean)
     return canvas.image
 
 
 UNNAMED = 0.42  # share of captions that leave identity out
 
 # what a prompt may name, each with the share of the other captions that name it
-NAMED = {"color": 0.8, "pattern": 0.6, "feature": 0.3, "build": 0.3, "accessory": 0.6}
+NAMED = {
+    "color": 0.8,
+    "pattern": 0.6,
+    "feature": 0.3,
+    "build": 0.3,
+    "accessory": 0.6,
+    "hair": 0.6,
+}
+# two full descriptions are too long for the text encoder
+NAMED_IN_PAIRS = {"color": 0.8, "accessory": 0.4}
 
 
 def caption(picture: Picture, rng: Random) -> str:
     """Describes a picture in words; 42 % of captions name no attribute of identity."""
-    named: set[str] = set()
+    shares: dict[str, float] = {}
     if rng.random() >= UNNAMED:
-        named = {attribute for attribute, share in NAMED.items() if rng.random() < share}
-    place = "" if rng.random() < 0.05 else f" {SCENES[picture.scene].phrase}"
+        shares = NAMED if len(picture.figures) == 1 else NAMED_IN_PAIRS
     article = rng.choices(("a", "the"), (0.85, 0.15))[0]
-    return f"{describe(picture.identity, named, article)}{place}"
+    figures = [
+        describe(figure.identity, {name for name, share in shares.items() if rng.random() < share})
+        for figure in picture.figures
+    ]
+    words = [text.replace("a ", f"{article} ", 1) for text in rng.sample(figures, len(figures))]
+    action = ACTIONS[picture.figures[0].pose.action].word
+    place = "" if rng.random() < 0.05 else SCENES[picture.scene].phrase
+    text = " ".join(part for part in (" and ".join(words), action, place) if part)
+    return STYLES[picture.style].prefix + text
 
 
-def describe(identity: Identity, named: set[str], article: str = "a") -> str:
+def describe(identity: Identity, named: Collection[str]) -> str:
     """Words for the ``named`` attributes of an identity, such as "a red cat wearing a blue hat".
 
     Args:
         identity: Who is described.
-        named: Any of "color", "pattern", "feature", "build", "accessory".
-        article: The first word.
+        named: Any of ``NAMED``; hair is skipped for those who have none.
     """
-    words = [article]
+    kind = SUBJECTS[identity.subject]
+    words = ["a"]
     if "build" in named:
         words.append(identity.build)
     if "pattern" in named and identity.pattern == "plain":
         words.append("plain")
-    if "color" in named:
+    if "hair" in named and identity.hair:
+        words.append(identity.hair)
+    if "color" in named and not kind.person:
         words.append(identity.color)
     words.append(identity.subject)
+    if "color" in named and kind.person:
+        words.append(f"in {identity.color}")
     extras = []
     if "pattern" in named and identity.pattern_color:
         extras.append(f"{identity.pattern_color} {identity.pattern}")
     if "feature" in named:
-        extras.append(f"{identity.feature} {SUBJECTS[identity.subject].feature}")
+        extras.append(kind.describe(identity.feature))
     if extras:
         words.append("with " + " and ".join(extras))
     if "accessory" in named and identity.accessory_color:
@@ -195,10 +297,13 @@ def vocabulary() -> dict[str, list[str]]:
     return {
         "subjects": list(SUBJECTS),
         "scenes": [scene.phrase for scene in SCENES.values()],
+        "styles": [style.prefix.strip() for style in STYLES.values() if style.prefix],
+        "actions": [action.word for action in ACTIONS.values() if action.word],
         "colors": list(COLORS),
         "patterns": list(PATTERNS),
         "builds": list(BUILDS),
-        "features": [f"{size} {kind.feature}" for kind in SUBJECTS.values() for size in SIZES],
+        "hair": list(HAIRS),
+        "features": [kind.describe(size) for kind in SUBJECTS.values() for size in SIZES],
         "accessories": [accessory for accessory in ACCESSORIES if accessory != "none"],
-        "grammar": ["a", "an", "the", "with", "and", "wearing"],
+        "grammar": ["a", "an", "the", "with", "and", "in", "wearing"],
     }
