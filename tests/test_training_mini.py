@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
+from PIL import Image
 from torch import nn
 
-from consist.mini.architecture import build_scheduler, build_tokenizer, build_unet, build_vae
-from consist.mini.autoencoder import crop, encode, picture, standardize, to_pixels
+from consist.errors import ConsistError
+from consist.mini.architecture import build_scheduler, build_tokenizer, build_unet
+from consist.mini.autoencoder import Album, crop, draw_pictures, off_standard, picture
 from consist.mini.denoiser import diffuse, stratified_timesteps, use_fast_cpu_attention
 from consist.mini.fitting import OutOfTime, Recipe, Session
+from consist.mini.reader import load_reader
 from consist.mini.train import train
 from consist.mini.world import draw
 
@@ -84,26 +87,29 @@ def test_fast_attention_is_the_same_attention():
         torch.testing.assert_close(unet(*given).sample, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_standard_latents_decode_as_before(tmp_path):
-    torch.manual_seed(0)
-    vae = build_vae().eval()
-    pictures = np.stack([np.asarray(draw(picture(i))[0]) for i in range(4)])
-    pixels = to_pixels(pictures, CPU)
-    with torch.no_grad():
-        before = vae.decode(vae.encode(pixels).latent_dist.mean).sample
-        standardize(vae, pictures, session(tmp_path))
-        posterior = vae.encode(pixels).latent_dist
-        torch.testing.assert_close(vae.decode(posterior.mean).sample, before, rtol=1e-3, atol=1e-3)
-    assert posterior.std.max() < 1e-5
-    latents = encode(vae, pictures, session(tmp_path))
-    assert latents.mean((0, 2, 3)).abs().max() < 0.1
-    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.1
+def test_latents_are_pulled_to_mean_0_and_deviation_1():
+    standard = torch.randn(4, 8, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert off_standard(standard) < 0.01
+    assert off_standard(standard + 1) > 0.9
+    assert off_standard(3 * standard) > 3.9
+
+
+def test_the_album_holds_what_is_drawn(tmp_path):
+    album = draw_pictures(tmp_path, 32)
+    for index in (0, 31):
+        drawing = draw(picture(index))
+        assert np.array_equal(album.pixels[index], np.asarray(drawing.image))
+        share = np.asarray(drawing.masks[0]).mean()
+        assert abs(album.masks[index, 0].mean() - share) < 1
+    assert draw_pictures(tmp_path, 32).pixels[5].any()
+    with pytest.raises(ConsistError, match="holds 32 pictures, not 33"):
+        draw_pictures(tmp_path, 33)
 
 
 def test_crops_stay_inside():
-    pictures = np.zeros((5, 128, 128, 3), np.uint8)
+    album = Album(np.zeros((5, 128, 128, 3), np.uint8), np.zeros((5, 2, 32, 32), np.uint8))
     rng = session(None).random("vae", 0)
-    assert {crop(pictures, i % 5, rng).shape for i in range(200)} == {(64, 64, 3)}
+    assert {crop(album, i % 5, rng).shape for i in range(200)} == {(64, 64, 3)}
 
 
 def test_bytes_that_no_caption_has_tokenize():
@@ -114,6 +120,7 @@ def test_bytes_that_no_caption_has_tokenize():
 
 def test_trains_from_nothing_to_a_pipeline_in_two_goes(tmp_path):
     lengths = {"vae_steps": 2, "vae_batch": 2, "word_steps": 2, "word_batch": 4}
+    lengths |= {"reader_steps": 2, "reader_batch": 4}
     recipe = {"pictures": 64, "unet_steps": 3, "unet_batch": 2, **lengths}
     stages = []
 
@@ -127,4 +134,6 @@ def test_trains_from_nothing_to_a_pipeline_in_two_goes(tmp_path):
     pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a cat", num_inference_steps=2).images[0].size == (128, 128)
-    assert not list(tmp_path.glob("*.part"))
+    reader = load_reader(path=folder / "reader.safetensors")
+    assert len(reader.read([Image.new("RGB", (64, 64))])) == 1
+    assert not list(tmp_path.rglob("*.part"))

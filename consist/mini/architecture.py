@@ -8,7 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderTiny,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -16,7 +21,7 @@ SIZE = 128  # pixels, both sides
 LATENT_CHANNELS = 8
 LATENT_SIZE = SIZE // 8
 TEXT_WIDTH = 128
-MAX_TOKENS = 32  # start and end included
+MAX_TOKENS = 40  # start and end included
 HEAD_WIDTH = 32
 VOCABULARY_SIZE = 1024
 
@@ -55,18 +60,15 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def build_vae() -> AutoencoderKL:
-    """An autoencoder with 8 x 8 pixels per latent, as Stable Diffusion's."""
-    channels = (32, 32, 64, 96)
-    return AutoencoderKL(
-        sample_size=SIZE,
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        layers_per_block=1,
+def build_vae() -> AutoencoderTiny:
+    """An autoencoder with 8 x 8 pixels per latent, without norms: three times as fast on a CPU."""
+    width = 48
+    return AutoencoderTiny(
+        encoder_block_out_channels=(width,) * 4,
+        decoder_block_out_channels=(width,) * 4,
+        num_encoder_blocks=(1, 1, 2, 2),
+        num_decoder_blocks=(3, 2, 1, 1),
         latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
         scaling_factor=1.0,
     )
 
@@ -104,7 +106,7 @@ def build_scheduler() -> DDIMScheduler:
 def assemble(
     tokenizer: CLIPTokenizer,
     text_encoder: CLIPTextModel,
-    vae: AutoencoderKL,
+    vae: AutoencoderTiny,
     unet: UNet2DConditionModel,
 ) -> StableDiffusionPipeline:
     """Joins the parts into a plain ``StableDiffusionPipeline``."""

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderTiny
+from einops import rearrange
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from consist.mini.architecture import LATENT_CHANNELS, SIZE, build_vae
+from consist.errors import ConsistError
+from consist.mini.architecture import SIZE, build_vae
 from consist.mini.fitting import Session
 from consist.mini.world import Picture, draw, sample_picture
 
-LATENT_NOISE = 0.1  # on the latents while the autoencoder learns: a decoder that forgives
+LATENT_NOISE = 0.05  # on the latents while the autoencoder learns: a decoder that forgives
+PICTURE_BYTES = 3 * SIZE**2 + 2 * (SIZE // 4) ** 2
 CHUNK = 64  # pictures encoded at a time
 
 
@@ -28,24 +33,54 @@ def picture(index: int) -> Picture:
     return sample_picture(Random(f"mini-{index}"))
 
 
-def draw_pictures(path: Path, count: int) -> np.ndarray:
-    """Draws the training pictures, ``(n, h, w, 3)`` uint8, into a file of that size."""
+@dataclass(frozen=True)
+class Album:
+    """The training pictures, read from files as they are needed.
+
+    Args:
+        pixels: ``(n, h, w, 3)`` uint8.
+        masks: Coverage of each figure, ``(n, 2, h/4, w/4)`` uint8; zeros for one that is not there.
+    """
+
+    pixels: np.ndarray
+    masks: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def draw_pictures(folder: Path, count: int) -> Album:
+    """Draws the first ``count`` training pictures, or those that ``folder`` still lacks."""
+    path = folder / "pictures.bin"
     if not path.exists():
         half_done = path.with_suffix(".part")
-        np.memmap(half_done, np.uint8, "w+", shape=(count, SIZE, SIZE, 3)).flush()
+        _open(half_done, "w+", count)
         workers = os.cpu_count() or 1
         edges = np.linspace(0, count, 8 * workers + 1).astype(int).tolist()
-        parts = [(str(half_done), a, b, count) for a, b in itertools.pairwise(edges)]
+        parts = [(half_done, a, b, count) for a, b in itertools.pairwise(edges)]
         with get_context("spawn").Pool(workers) as pool:
             pool.starmap(_draw_part, parts)
         half_done.replace(path)
-    return np.memmap(path, np.uint8, "r", shape=(count, SIZE, SIZE, 3))
+    if path.stat().st_size != count * PICTURE_BYTES:
+        held = path.stat().st_size // PICTURE_BYTES
+        raise ConsistError(f"{path} holds {held} pictures, not {count}; take another work folder")
+    return _open(path, "r", count)
 
 
-def _draw_part(path: str, start: int, stop: int, count: int) -> None:
-    store = np.memmap(path, np.uint8, "r+", shape=(count, SIZE, SIZE, 3))
+def _open(path: Path, mode: Literal["r", "r+", "w+"], count: int) -> Album:
+    store = np.memmap(path, np.uint8, mode, shape=(count, PICTURE_BYTES))
+    pixels, masks = store[:, : 3 * SIZE**2], store[:, 3 * SIZE**2 :]
+    side = SIZE // 4
+    return Album(pixels.reshape(count, SIZE, SIZE, 3), masks.reshape(count, 2, side, side))
+
+
+def _draw_part(path: Path, start: int, stop: int, count: int) -> None:
+    album = _open(path, "r+", count)
     for index in range(start, stop):
-        store[index] = np.asarray(draw(picture(index), SIZE)[0])
+        drawing = draw(picture(index), SIZE)
+        album.pixels[index] = np.asarray(drawing.image)
+        for place, mask in enumerate(drawing.masks):
+            album.masks[index, place] = np.asarray(mask.reduce(4))
 
 
 def to_pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
@@ -54,37 +89,37 @@ def to_pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
     return pixels.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
 
-def train_vae(session: Session, pictures: np.ndarray) -> AutoencoderKL:
+def train_vae(session: Session, album: Album) -> AutoencoderTiny:
     """Learns to pack 128 px into 16 x 16 latents."""
     vae = build_vae().to(session.device, memory_format=torch.channels_last)
     recipe = session.recipe
 
     def loss(step: int) -> Tensor:
         rng = session.random("vae", step)
-        indices = [rng.randrange(len(pictures)) for _ in range(recipe.vae_batch)]
-        target = to_pixels(np.stack([crop(pictures, i, rng) for i in indices]), session.device)
+        indices = [rng.randrange(len(album)) for _ in range(recipe.vae_batch)]
+        target = to_pixels(np.stack([crop(album, i, rng) for i in indices]), session.device)
         source = session.noise_source(rng)
         with session.half_precision():
-            latents = vae.encode(target).latent_dist.mean
+            latents = vae.encode(target).latents
             noise = torch.randn(latents.shape, generator=source, device=session.device)
             noisy = latents + LATENT_NOISE * noise
             decoded = vae.decode(noisy).sample
-        return vae_loss(decoded.float(), target) + 1e-3 * latents.float().square().mean()
+        return vae_loss(decoded.float(), target) + 0.1 * off_standard(latents.float())
 
     session.fit("vae", {"vae": vae}, recipe.vae_lr, recipe.vae_steps, loss)
     return vae.eval()
 
 
-def crop(pictures: np.ndarray, index: int, rng: Random) -> np.ndarray:
+def crop(album: Album, index: int, rng: Random) -> np.ndarray:
     """A quarter of a picture, three times out of four around its subject, the hard part."""
     side = SIZE // 2
     x, y = rng.randint(0, side), rng.randint(0, side)
     if rng.random() < 0.75:
-        pose = picture(index).pose
+        pose = rng.choice(picture(index).figures).pose
         middle = (pose.x * SIZE, (pose.ground - pose.height / 2) * SIZE)
         x, y = (round(place - side / 2 + rng.uniform(-24, 24)) for place in middle)
         x, y = min(max(x, 0), side), min(max(y, 0), side)
-    return pictures[index, y : y + side, x : x + side]
+    return album.pixels[index, y : y + side, x : x + side]
 
 
 def vae_loss(decoded: Tensor, target: Tensor) -> Tensor:
@@ -94,43 +129,27 @@ def vae_loss(decoded: Tensor, target: Tensor) -> Tensor:
     return error.abs().mean() + 3 * error.square().mean() + 0.5 * edges
 
 
-@torch.no_grad()
-def standardize(vae: AutoencoderKL, pictures: np.ndarray, session: Session) -> None:
-    """Folds the latents' mean and deviation per channel into the 1 x 1 convolutions around them.
-
-    Afterwards latents have mean 0 and variance 1 per channel, so ``scaling_factor`` is 1 and the
-    plain pipeline needs no other constant; the posterior is a point.
-    """
-    sample = pictures[: 32 * CHUNK]
-    parts = [encode(vae, sample[i : i + CHUNK], session) for i in range(0, len(sample), CHUNK)]
-    latents = torch.cat(parts)
-    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    into, out = vae.quant_conv, vae.post_quant_conv
-    c = LATENT_CHANNELS
-    out.bias += out.weight[..., 0, 0] @ mean
-    out.weight *= std.view(1, c, 1, 1)
-    into.bias[:c] = (into.bias[:c] - mean) / std
-    into.weight[:c] /= std.view(c, 1, 1, 1)
-    into.weight[c:] = 0
-    into.bias[c:] = -30.0  # the logarithm of the posterior's variance
+def off_standard(latents: Tensor) -> Tensor:
+    """How far channels are from mean 0 and deviation 1, which the pipeline's scale of 1 expects."""
+    channels = rearrange(latents, "n c h w -> c (n h w)")
+    return channels.mean(1).square().mean() + (channels.std(1) - 1).square().mean()
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: np.ndarray, session: Session) -> Tensor:
+def encode(vae: AutoencoderTiny, pictures: np.ndarray, session: Session) -> Tensor:
     """The latents ``(n, c, h, w)`` of pictures ``(n, h, w, 3)``."""
     with session.half_precision():
-        return vae.encode(to_pixels(pictures, session.device)).latent_dist.mean.float()
+        return vae.encode(to_pixels(pictures, session.device)).latents.float()
 
 
-def encode_pictures(
-    path: Path, vae: AutoencoderKL, pictures: np.ndarray, session: Session
-) -> Tensor:
+def encode_pictures(path: Path, vae: AutoencoderTiny, album: Album, session: Session) -> Tensor:
     """The latents of all training pictures, ``(n, c, h, w)`` float16, kept in a file."""
     if not path.exists():
         parts = []
-        for start in range(0, len(pictures), CHUNK):
-            parts.append(encode(vae, pictures[start : start + CHUNK], session).half().cpu())
-            session.report("latents", start, len(pictures), 0.0)
+        for start in range(0, len(album), CHUNK):
+            pixels = album.pixels[start : start + CHUNK]
+            parts.append(encode(vae, pixels, session).half().cpu())
+            session.report("latents", start, len(album), 0.0)
         partial = path.with_suffix(".part")
         save_file({"latents": torch.cat(parts).contiguous()}, partial)
         partial.replace(path)

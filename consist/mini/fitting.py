@@ -27,16 +27,19 @@ Report = Callable[[str, int, int, float], None]  # stage, step, steps, loss
 class Recipe:
     """How long and how fast each stage learns."""
 
-    pictures: int = 32_000
-    vae_steps: int = 6_400
-    vae_batch: int = 8
+    pictures: int = 48_000
+    vae_steps: int = 8_000
+    vae_batch: int = 16
     vae_lr: float = 1.5e-3
-    word_steps: int = 1_200
+    word_steps: int = 1_600
     word_batch: int = 128
     word_lr: float = 2e-3
-    unet_steps: int = 8_000
+    unet_steps: int = 12_000
     unet_batch: int = 32
     unet_lr: float = 1e-3
+    reader_steps: int = 2_400
+    reader_batch: int = 48
+    reader_lr: float = 2e-3
     warmup: int = 200
     checkpoint_s: float = 180.0
     minutes: float = math.inf  # stop, with a checkpoint, after so long

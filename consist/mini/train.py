@@ -1,4 +1,4 @@
-"""Trains `mini` from scratch: pictures, autoencoder, latents, words, denoiser, export.
+"""Trains `mini` from scratch: pictures, autoencoder, latents, reader, words, denoiser, export.
 
 One resumable command, ``consist train mini WORKDIR``: every stage leaves its result in the work
 folder and is skipped when it is there, and the long ones continue from their last checkpoint.
@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -21,9 +21,10 @@ from consist.mini.architecture import (
     build_tokenizer,
     build_unet,
 )
-from consist.mini.autoencoder import draw_pictures, encode_pictures, standardize, train_vae
+from consist.mini.autoencoder import draw_pictures, encode_pictures, train_vae
 from consist.mini.denoiser import PHRASE_SAMPLE, captions_of, train_unet, train_words
 from consist.mini.fitting import OutOfTime, Recipe, Report, Session
+from consist.mini.reading import save_reader, train_reader
 
 
 def train(folder: Path, recipe: Recipe, device: torch.device, report: Report) -> Path:
@@ -41,6 +42,7 @@ def train(folder: Path, recipe: Recipe, device: torch.device, report: Report) ->
     Raises:
         OutOfTime: ``recipe.minutes`` are over; call again to go on. If the denoiser was being
             trained, the pipeline as it stands is written all the same.
+        ConsistError: The folder holds another number of pictures.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -50,10 +52,13 @@ def train(folder: Path, recipe: Recipe, device: torch.device, report: Report) ->
 def _train(folder: Path, recipe: Recipe, device: torch.device, report: Report) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     session = Session(folder, recipe, device, report, time.monotonic())
-    pictures = draw_pictures(folder / "pictures.bin", recipe.pictures)
-    vae = train_vae(session, pictures)
-    standardize(vae, pictures, session)
-    latents = encode_pictures(folder / "latents.safetensors", vae, pictures, session)
+    album = draw_pictures(folder, recipe.pictures)
+    vae = train_vae(session, album)
+    latents = encode_pictures(folder / "latents.safetensors", vae, album, session)
+    reader = folder / "mini" / "reader.safetensors"
+    if not reader.exists():
+        reader.parent.mkdir(exist_ok=True)
+        save_reader(train_reader(session, album, latents, vae), reader)
 
     tokenizer = build_tokenizer(captions_of(list(range(PHRASE_SAMPLE)), Random("tokenizer")))
     encoder = build_text_encoder(tokenizer).to(device)
@@ -71,7 +76,7 @@ def export(
     folder: Path,
     tokenizer: CLIPTokenizer,
     encoder: CLIPTextModel,
-    vae: AutoencoderKL,
+    vae: AutoencoderTiny,
     unet: UNet2DConditionModel,
 ) -> Path:
     """Writes the parts as one pipeline in fp16 safetensors."""

@@ -1,0 +1,127 @@
+"""Measures the reader itself: on new pictures as drawn, and as the autoencoder gives them back.
+
+python scripts/check_reader.py [--pictures 2000] [--noise 0.2] [--reader FILE]
+
+Prints accuracy and calibration error per attribute. Pictures are drawn from seeds that training
+never used, the pairs of subject and scene that training leaves out included.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from consist.metrics import expected_calibration_error, mask_overlap
+from consist.mini.autoencoder import to_pixels
+from consist.mini.reader import VIEWS, WEIGHTS, Reading, Value, load_reader
+from consist.mini.world import HELD_OUT, Drawing, Picture, draw, sample_picture
+from consist.models import load
+
+Marks = dict[str, list[tuple[float, bool]]]  # by head: confidence and whether it was right
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--noise", type=float, default=0.2, help="on the latents of round trips")
+    parser.add_argument("--reader", type=Path, default=WEIGHTS)
+    args = parser.parse_args()
+
+    reader = load_reader(path=args.reader)
+    vae = load("mini", "cpu", "float32").pipe.vae
+    pictures = [new_picture(index) for index in range(args.pictures)]
+    drawings = [draw(picture) for picture in pictures]
+    drawn = [drawing.image for drawing in drawings]
+    table = Table("read", "as drawn", "ECE", "round trip", "ECE", box=None)
+    columns = [
+        marks_of(pictures, drawings, reader.read(images))
+        for images in (drawn, list(round_trips(vae, drawn, args.noise)))
+    ]
+    for head in columns[0]:
+        cells = [cell for column in columns for cell in (accuracy(column[head]), ece(column[head]))]
+        table.add_row(head, *cells)
+    Console().print(table)
+
+
+def new_picture(index: int) -> Picture:
+    """A picture that training never saw; one in ten has a pair that it left out."""
+    rng = Random(f"new-{index}")
+    picture = sample_picture(rng)
+    if index % 10 == 0:
+        subject, scene = rng.choice(sorted(HELD_OUT))
+        figure = next(
+            figure
+            for figure in iter(lambda: sample_picture(rng).figures[0], None)
+            if figure.identity.subject == subject
+        )
+        picture = replace(picture, figures=(figure,), scene=scene)
+    return picture
+
+
+def round_trips(
+    vae: AutoencoderTiny, images: Sequence[Image.Image], noise: float
+) -> Iterator[Image.Image]:
+    """The pictures through the autoencoder, with noise on the latents."""
+    source = torch.Generator().manual_seed(0)
+    for image in images:
+        with torch.no_grad():
+            latents = vae.encode(to_pixels(np.asarray(image)[None], torch.device("cpu"))).latents
+            shaken = latents + noise * torch.randn(latents.shape, generator=source)
+            pixels = vae.decode(shaken).sample[0].clamp(-1, 1)
+        yield Image.fromarray(((pixels + 1) * 127.5).byte().permute(1, 2, 0).numpy())
+
+
+def marks_of(
+    pictures: Sequence[Picture], drawings: Sequence[Drawing], readings: Sequence[Reading]
+) -> Marks:
+    """Whether each value was read right; attributes only of subjects that were found."""
+    marks: Marks = defaultdict(list)
+    for picture, drawing, reading in zip(pictures, drawings, readings, strict=True):
+        for view in VIEWS:
+            mark(marks, view, getattr(reading, view), getattr(picture, view))
+        right = len(reading.subjects) == len(picture.figures)
+        marks["number of subjects"].append((1.0, right))
+        found = {one.subject.name: one for one in reading.subjects}
+        for figure, mask in zip(picture.figures, drawing.masks, strict=True):
+            one = found.get(figure.identity.subject)
+            best = one or (reading.subjects[0] if reading.subjects else None)
+            marks["subject"].append((best.subject.confidence if best else 0.0, one is not None))
+            if one is None:
+                continue
+            marks["mask (mean IoU)"].append(
+                (1.0, mask_overlap(np.stack([one.mask, np.asarray(mask) > 127])))  # type: ignore[arg-type]
+            )
+            truth = {**asdict(figure.identity), "action": figure.pose.action}
+            for name, value in one.attributes.items():
+                mark(marks, name, value, truth[name] or "none")
+    return marks
+
+
+def mark(marks: Marks, head: str, value: Value, truth: str) -> None:
+    marks[head].append((value.confidence, value.name == truth))
+
+
+def accuracy(marks: Sequence[tuple[float, bool]]) -> str:
+    return f"{100 * float(np.mean([right for _, right in marks])):.1f} %"
+
+
+def ece(marks: Sequence[tuple[float, bool]]) -> str:
+    confidences, right = zip(*marks, strict=True)
+    if len(set(confidences)) == 1:
+        return ""
+    return f"{expected_calibration_error(confidences, right):.3f}"
+
+
+if __name__ == "__main__":
+    main()

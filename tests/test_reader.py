@@ -1,0 +1,177 @@
+"""The reader: it finds who is there, is calibrated on purpose, and learns what it is shown."""
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from consist.errors import ConsistError
+from consist.mini.architecture import build_vae
+from consist.mini.autoencoder import Album, draw_pictures, picture
+from consist.mini.fitting import Recipe, Session
+from consist.mini.reader import (
+    ATTRIBUTES,
+    CLASSES,
+    HEADS,
+    VIEWS,
+    Reader,
+    ReaderNet,
+    find_subjects,
+    load_reader,
+)
+from consist.mini.reading import best_temperature, blurred, labels_of, losses, save_reader, views_of
+from consist.mini.world import Picture, sample_picture
+
+CPU = torch.device("cpu")
+
+
+def certain(*areas, side=8):
+    """Probabilities of a picture in which class ``i`` fills the cells ``areas[i]``."""
+    probabilities = torch.zeros(1 + len(areas), side, side)
+    probabilities[0] = 1
+    for i, cells in enumerate(areas):
+        probabilities[:, cells] = 0
+        probabilities[1 + i, cells] = 1
+    return probabilities
+
+
+def cells(rows, columns, side=8):
+    chosen = torch.zeros(side, side, dtype=torch.bool)
+    chosen[rows, columns] = True
+    return chosen
+
+
+def test_nothing_is_found_in_an_empty_picture():
+    assert find_subjects(certain(cells(slice(0), slice(0)))).shape == (0, 8, 8)
+
+
+def test_one_subject_is_one_mask_even_with_a_speck_of_another():
+    body = cells(slice(0, 6), slice(0, 4))
+    speck = cells(slice(6, 7), slice(0, 2))
+    found = find_subjects(certain(body, speck))
+    assert len(found) == 1
+    assert torch.equal(found[0] > 0.5, body | speck)
+
+
+def test_two_subjects_are_two_masks_the_larger_first():
+    left, right = cells(slice(0, 3), slice(0, 3)), cells(slice(0, 4), slice(4, 8))
+    found = find_subjects(certain(left, right))
+    assert torch.equal(found > 0.5, torch.stack([right, left]))
+
+
+def test_the_labels_are_the_truth_in_words():
+    one = sample_picture(Random(3))
+    figure = one.figures[0]
+    words = {head: HEADS[head][place] for head, place in zip(HEADS, labels_of(figure), strict=True)}
+    assert words["subject"] == figure.identity.subject
+    assert words["action"] == figure.pose.action
+    for name in ATTRIBUTES:
+        if name != "action":
+            assert words[name] == (getattr(figure.identity, name) or "none")
+    scene, style = views_of(one)
+    assert (VIEWS["scene"][scene], VIEWS["style"][style]) == (one.scene, one.style)
+
+
+def test_subjects_are_read_under_their_own_mask():
+    torch.manual_seed(0)
+    net = ReaderNet().eval()
+    fine, whole = torch.randn(1, 64, 8, 8), torch.randn(1, 224)
+    mask = cells(slice(0, 4), slice(0, 4)).float()[None]
+    changed = fine.clone()
+    changed[:, :, 6:] += 5
+    for head, logits in net.subject_logits(fine, whole, mask).items():
+        torch.testing.assert_close(net.subject_logits(changed, whole, mask)[head], logits)
+    changed[:, :, :2] += 5
+    assert not torch.allclose(
+        net.subject_logits(changed, whole, mask)["color"],
+        net.subject_logits(fine, whole, mask)["color"],
+    )
+
+
+def test_temperature_repairs_logits_that_are_too_sure():
+    source = torch.Generator().manual_seed(0)
+    logits = torch.randn(4000, 5, generator=source)
+    target = torch.multinomial(logits.softmax(1), 1, generator=source)[:, 0]
+    assert best_temperature(3 * logits, target) == pytest.approx(3, rel=0.1)
+    assert best_temperature(logits, target) == pytest.approx(1, rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory):
+    return draw_pictures(tmp_path_factory.mktemp("album"), 24)
+
+
+def session(folder, **recipe):
+    return Session(Path(folder), Recipe(warmup=5, **recipe), CPU, lambda *a: None, 0.0)
+
+
+def test_learns_what_it_is_shown(album, tmp_path):
+    torch.manual_seed(0)
+    vae, latents = build_vae().eval(), torch.zeros(24, 8, 16, 16)
+    work, net = session(tmp_path, reader_batch=12), ReaderNet()
+    indices = list(range(12))
+    pixels, masks = blurred(
+        work, Album(album.pixels, album.masks), latents, vae, indices, Random(0)
+    )
+
+    def loss():
+        parts = losses(work, net, pixels, masks, indices)
+        assert set(parts) == {*VIEWS, *HEADS, "outlines"}
+        return sum(parts.values())
+
+    optimizer = torch.optim.AdamW(net.parameters(), 2e-3)
+    before = loss().item()
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert loss().item() < 0.6 * before
+
+
+def test_round_trips_keep_shape_range_and_masks(album, tmp_path):
+    vae, latents = build_vae().eval(), torch.zeros(24, 8, 16, 16)
+    pixels, masks = blurred(session(tmp_path), album, latents, vae, [0, 1, 2, 3], Random(0))
+    assert pixels.shape == (4, 3, 128, 128)
+    assert masks.shape == (4, 2, 32, 32)
+    assert pixels.abs().max() < 2
+    for i in range(4):
+        assert (masks[i, 1].max() > 0) == (len(picture(i).figures) == 2)
+
+
+def test_reads_pictures_of_any_size_after_a_round_trip_to_disk(tmp_path):
+    torch.manual_seed(0)
+    net = ReaderNet()
+    save_reader(net, tmp_path / "reader.safetensors")
+    images = [Image.new("RGB", (size, size), (size, 90, 40)) for size in (64, 128, 200)]
+    reader = load_reader(path=tmp_path / "reader.safetensors")
+    readings = [reading for image in images for reading in reader.read([image])]
+    for image, reading in zip(images, readings, strict=True):
+        assert reading.scene.name in VIEWS["scene"]
+        assert 0 < reading.scene.confidence <= 1
+        for one in reading.subjects:
+            assert one.subject.name in CLASSES
+            assert set(one.attributes) == set(ATTRIBUTES)
+            assert one.mask.shape == image.size[::-1]
+    assert np.array_equal(reader.features(images)[1], readings[1].features)
+    assert Reader(net).features([]).shape == (0, 224)
+
+
+def test_a_file_that_is_no_reader_is_one_sentence(tmp_path):
+    path = tmp_path / "other.safetensors"
+    with pytest.raises(ConsistError, match="holds no reader"):
+        load_reader(path=path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(ConsistError, match="holds no reader"):
+        load_reader(path=path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ConsistError, match="holds no reader"):
+        load_reader(path=path)
+
+
+def test_pictures_know_their_number():
+    assert isinstance(picture(7), Picture)
+    assert picture(7) == picture(7) != picture(8)
