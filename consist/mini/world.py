@@ -252,22 +252,31 @@ def caption(picture: Picture, rng: Random) -> str:
         describe(figure.identity, {name for name, share in shares.items() if rng.random() < share})
         for figure in picture.figures
     ]
-    words = [text.replace("a ", f"{article} ", 1) for text in rng.sample(figures, len(figures))]
+    nouns = " and ".join(with_article(noun, article) for noun in rng.sample(figures, len(figures)))
     action = ACTIONS[picture.figures[0].pose.action].word
     place = "" if rng.random() < 0.05 else SCENES[picture.scene].phrase
-    text = " ".join(part for part in (" and ".join(words), action, place) if part)
+    text = " ".join(part for part in (nouns, action, place) if part)
     return STYLES[picture.style].prefix + text
 
 
+def with_article(noun: str, article: str = "a") -> str:
+    """Puts "the", or the right one of "a" and "an", before a noun.
+
+    >>> with_article("orange cat"), with_article("cat", "the")
+    ('an orange cat', 'the cat')
+    """
+    return f"{'an' if article == 'a' and noun[0] in 'aeiou' else article} {noun}"
+
+
 def describe(identity: Identity, named: Collection[str]) -> str:
-    """Words for the ``named`` attributes of an identity, such as "a red cat wearing a blue hat".
+    """Words for the ``named`` attributes of an identity, such as "red cat wearing a blue hat".
 
     Args:
         identity: Who is described.
         named: Any of ``NAMED``; hair is skipped for those who have none.
     """
     kind = SUBJECTS[identity.subject]
-    words = ["a"]
+    words = []
     if "build" in named:
         words.append(identity.build)
     if "pattern" in named and identity.pattern == "plain":
@@ -287,8 +296,8 @@ def describe(identity: Identity, named: Collection[str]) -> str:
     if extras:
         words.append("with " + " and ".join(extras))
     if "accessory" in named and identity.accessory_color:
-        article = "" if identity.accessory == "glasses" else "a "
-        words.append(f"wearing {article}{identity.accessory_color} {identity.accessory}")
+        worn = f"{identity.accessory_color} {identity.accessory}"
+        words.append(f"wearing {worn if identity.accessory == 'glasses' else with_article(worn)}")
     return " ".join(words)
 
 
