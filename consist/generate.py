@@ -35,6 +35,7 @@ from consist.run import ISOLATED, SHARED, RunFolder, default_folder
 log = logging.getLogger("consist")
 
 Watch = Callable[[float, int], None]  # images drawn so far (fractions count), images in all
+Load = Callable[[RunConfig], Model]  # gives the model of a config, ready to be fitted to it
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,24 @@ class Settings:
     backend: str
 
 
+def load_model(config: RunConfig) -> Model:
+    """Loads the model of a config anew."""
+    return load(config.model, config.device, config.dtype)
+
+
 def generate(
     config: RunConfig,
     out: Path | str | None = None,
     watch: Watch = lambda done, count: None,
+    model_for: Load = load_model,
 ) -> RunFolder:
     """Draws a run and gives its folder; pictures that are already there are not drawn again.
 
     Args:
-        config: What to draw.
+        config: What to draw. With ``compare``, a run that was drawn without it is completed.
         out: The folder; by default one in ``runs/`` that is named after the config.
         watch: Told after each step how many images are drawn, and how many there will be.
+        model_for: Asked for the model if there is something to draw.
 
     Raises:
         ConsistError: The run cannot be drawn, for a reason that the user can mend.
@@ -81,7 +89,7 @@ def generate(
     if record.get("finished") and not left:
         return folder
 
-    model = load(config.model, config.device, config.dtype)
+    model = model_for(config)
     settings = prepare(model, config)
     record = _record(config, settings, record)
     folder.write_record(record)

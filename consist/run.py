@@ -26,6 +26,7 @@ FORMAT = 1
 # the rows of a run, by their subfolders
 SHARED = ""
 ISOLATED = "isolated"
+ROWS = (SHARED, ISOLATED)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class RunFolder:
             ConsistError: The folder holds something else.
         """
         if self.record_path.exists():
-            if self.read_record()["config"] != config.to_json():
+            if identity(self.read_config()) != identity(config):
                 raise ConsistError(
                     f"{self.path} holds another run; choose another --out or remove the folder"
                 )
@@ -71,7 +72,7 @@ class RunFolder:
         try:
             record = json.loads(self.record_path.read_text(encoding="utf-8"))
             format_ = record["format"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ConsistError(f"{self.path} holds no run (no run.json)") from None
         except (ValueError, KeyError, TypeError):
             raise ConsistError(f"{self.record_path} is damaged; remove it to start over") from None
@@ -80,6 +81,22 @@ class RunFolder:
                 f"{self.record_path} has format {format_}; this version reads {FORMAT}"
             )
         return dict(record)
+
+    def read_config(self) -> RunConfig:
+        """What the run was asked to draw.
+
+        Raises:
+            ConsistError: As ``read_record``, or the config is of another version.
+        """
+        given: Any = self.read_record().get("config")
+        try:
+            fields: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in given.items()
+            }
+            return RunConfig(**fields)
+        except (TypeError, AttributeError):
+            raise ConsistError(f"{self.record_path} is damaged; remove it to start over") from None
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Writes ``run.json``."""
@@ -105,11 +122,32 @@ class RunFolder:
         write_atomically(self.grid_path, lambda file: grid.save(file, "PNG"))
 
 
+def find_runs(path: Path) -> list[RunFolder]:
+    """The run that a folder holds, or the runs in its subfolders, by name.
+
+    Raises:
+        ConsistError: There is none.
+    """
+    if (run := RunFolder(path)).record_path.exists():
+        return [run]
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    runs = [run for run in map(RunFolder, inside) if run.record_path.exists()]
+    if not runs:
+        raise ConsistError(f"{path} holds no run (no run.json)")
+    return runs
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """What tells runs apart, as JSON has it: all settings but whether the isolated row is drawn."""
+    plain: dict[str, Any] = json.loads(json.dumps({**config.to_json(), "compare": False}))
+    return plain
+
+
 def default_folder(config: RunConfig, root: Path = Path("runs")) -> Path:
     """A folder named after the first prompt and all settings: the same command, the same folder."""
     words = "".join(c if c.isalnum() else " " for c in config.prompts[0].lower()).split()
     slug = "-".join(words)[:40].strip("-") or "run"
-    digest = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
     return root / f"{slug}-{digest[:8]}"
 
 

@@ -24,8 +24,10 @@ LEVELS = {
     "consist.encoders": 3,
     "consist.generate": 4,
     "consist.mini": 3,
-    "consist.benchmarks": 4,
-    "consist.evaluate": 5,
+    "consist.benchmarks": 1,
+    "consist.judges": 4,
+    "consist.summary": 5,
+    "consist.evaluate": 6,
     "consist.report": 6,
     "consist.doctor": 5,
     "consist.cli": 7,
@@ -59,6 +61,8 @@ SIBLINGS = {
     "consist.sharing": {"consist.errors"},
     "consist.methods": {"consist.methods"},
     "consist.mini": {"consist.mini"},
+    "consist.judges": {"consist.judges"},
+    "consist.report": {"consist.report"},
 }
 STANDARD = {"__future__", *__import__("sys").stdlib_module_names}
 

@@ -107,6 +107,29 @@ def test_a_finished_run_is_not_drawn_again(tmp_path, monkeypatch):
     assert generate(config(), tmp_path) == folder
 
 
+def test_a_finished_run_is_completed_by_its_isolated_row(tmp_path):
+    folder = generate(config(), tmp_path / "run")
+    before = pictures(folder)
+    straight = generate(config(compare=True), tmp_path / "straight")
+    completed = generate(config(compare=True), tmp_path / "run")
+    assert pictures(completed) == before
+    assert pictures(completed, row="isolated") == pictures(straight, row="isolated")
+    assert completed.read_config().compare
+    assert completed.grid_path.read_bytes() == straight.grid_path.read_bytes()
+
+
+def test_the_model_is_asked_for_once_and_only_to_draw(tmp_path):
+    model, asked = generate_module.load_model(config()), []
+
+    def model_for(given):
+        asked.append(given)
+        return model
+
+    for _ in range(2):
+        generate(config(), tmp_path, model_for=model_for)
+    assert asked == [config()]
+
+
 def test_a_missing_picture_is_drawn_again(tmp_path):
     folder = generate(config(), tmp_path)
     before = pictures(folder)

@@ -2,13 +2,14 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from consist.config import RunConfig
 from consist.errors import ConsistError
-from consist.run import RunFolder, default_folder, draw_grid, write_atomically
+from consist.run import RunFolder, default_folder, draw_grid, find_runs, write_atomically
 
 CONFIG = RunConfig(prompts=("a cat in Paris", "a dog"), seeds=(0, 1))
 OTHER = RunConfig(prompts=("a cat in Paris", "a dog"), seeds=(0, 2))
@@ -54,6 +55,28 @@ def test_the_same_run_opens_again_and_another_does_not(tmp_path):
         folder.check(OTHER)
 
 
+def test_a_run_stays_the_same_run_with_the_isolated_row(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    listed = replace(CONFIG, method={"name": "shared", "layers": ("up_blocks",)})
+    folder.write_record({"config": listed.to_json()})
+    folder.check(replace(listed, compare=True))
+    assert default_folder(replace(CONFIG, compare=True)) == default_folder(CONFIG)
+
+
+def test_a_config_is_read_back(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.write_record({"config": OTHER.to_json()})
+    assert folder.read_config() == OTHER
+
+
+@pytest.mark.parametrize("given", [None, {}, {**CONFIG.to_json(), "depth": 3}])
+def test_a_config_of_another_version_is_named(tmp_path, given):
+    folder = RunFolder(tmp_path)
+    folder.write_record({"config": given})
+    with pytest.raises(ConsistError, match=r"run.json is damaged"):
+        folder.read_config()
+
+
 def test_refuses_a_folder_of_something_else(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ConsistError, match="is not empty and holds no run"):
@@ -83,8 +106,10 @@ def test_a_record_of_another_format_is_refused(tmp_path):
 
 
 def test_a_missing_record_is_named(tmp_path):
-    with pytest.raises(ConsistError, match="holds no run"):
-        RunFolder(tmp_path).read_record()
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "missing", tmp_path / "file"):
+        with pytest.raises(ConsistError, match="holds no run"):
+            RunFolder(path).read_record()
 
 
 def test_the_default_folder_tells_runs_apart():
@@ -102,3 +127,15 @@ def test_the_grid_holds_every_picture():
     counted = {color for _, color in grid.getcolors(maxcolors=1 << 20)}
     for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)):
         assert color in counted
+
+
+def test_a_folder_is_a_run_or_holds_runs(tmp_path):
+    for name in ("b", "a"):
+        RunFolder(tmp_path / name).write_record({})
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "summary.json").write_text("{}")
+    assert find_runs(tmp_path / "b") == [RunFolder(tmp_path / "b")]
+    assert [run.path.name for run in find_runs(tmp_path)] == ["a", "b"]
+    for nothing in ("empty", "summary.json", "missing"):
+        with pytest.raises(ConsistError, match="holds no run"):
+            find_runs(tmp_path / nothing)

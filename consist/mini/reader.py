@@ -7,6 +7,7 @@ measured by ``scripts/check_reader.py``. It must not know prompts, runs or metho
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from consist.errors import ConsistError
@@ -178,10 +179,16 @@ def _split(logits: Tensor, heads: Mapping[str, Sequence[str]]) -> dict[str, Tens
 
 
 class Reader:
-    """Reads pictures; see ``load_reader``."""
+    """Reads pictures; see ``load_reader``.
 
-    def __init__(self, net: ReaderNet):
+    Args:
+        net: The network.
+        digest: Tells its weights from others.
+    """
+
+    def __init__(self, net: ReaderNet, digest: str = ""):
         self.net = net.eval()
+        self.digest = digest
 
     @property
     def device(self) -> torch.device:
@@ -198,12 +205,13 @@ class Reader:
         ]
 
     @torch.no_grad()
-    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
+    def features(self, images: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
         """What pictures are compared by as a whole, float32 ``(n, d)``."""
-        if not images:
-            return np.zeros((0, 160 + WIDTH), np.float32)
-        parts = [self.net(self._pixels([image]))[1] for image in images]
-        return torch.cat(parts).float().cpu().numpy()
+        parts = [np.zeros((0, 160 + WIDTH), np.float32)]
+        for start in range(0, len(images), batch_size):
+            whole = self.net(self._pixels(images[start : start + batch_size]))[1]
+            parts.append(whole.float().cpu().numpy())
+        return np.concatenate(parts)
 
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
         arrays = [np.asarray(image.convert("RGB").resize((SIZE, SIZE))) for image in images]
@@ -273,7 +281,8 @@ def load_reader(device: torch.device | str = "cpu", path: Path = WEIGHTS) -> Rea
     """
     net = ReaderNet()
     try:
-        net.load_state_dict(load_file(path))
+        data = path.read_bytes()
+        net.load_state_dict(load(data))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ConsistError(f"{path} holds no reader: {error}") from error
-    return Reader(net.float().to(device))
+    return Reader(net.float().to(device), hashlib.sha256(data).hexdigest()[:12])

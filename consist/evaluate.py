@@ -1,0 +1,315 @@
+"""Run folders to scores: each run beside itself, and all runs together.
+
+A run is always compared with its own ``isolated`` row, drawn without sharing from the same noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from consist.benchmarks import PromptSet
+from consist.config import RunConfig, plan, spread_seeds
+from consist.errors import ConsistError
+from consist.generate import Load, Watch, generate, load_model
+from consist.judges.judge import Judge, Row, RowScores
+from consist.judges.reading import ReadingJudge
+from consist.methods import build
+from consist.mini.prompts import asked
+from consist.models import Model
+from consist.run import ISOLATED, ROWS, SHARED, RunFolder, identity, write_atomically
+from consist.scores import (
+    Evaluation,
+    SetScores,
+    read_scores,
+    scores_path,
+    to_plain,
+    write_scores,
+)
+from consist.summary import combine
+
+# fields of a config that leave the isolated row as it is, but for the last bit
+INDIFFERENT = {"method", "compare", "device", "backend", "batch_size"}
+
+
+class SharedModel:
+    """Loads a model once for all runs that draw with it; for ``model_for`` of ``generate``."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, ...] = ()
+        self._model: Model | None = None
+
+    def __call__(self, config: RunConfig) -> Model:
+        """The model of a config, as loaded before if that may be."""
+        # LoRAs stay on a pipeline, and a scheduler stays until another is named
+        key = (config.model, config.device, config.dtype, config.scheduler or "", *config.loras)
+        if self._model is None or config.loras or key != self._key:
+            self._model, self._key = load_model(config), key
+        return self._model
+
+
+# one run
+
+
+def score_run(
+    folder: RunFolder,
+    judges: Sequence[Judge],
+    *,
+    noun: str | None = None,
+    redo: bool = False,
+    watch: Watch = lambda done, count: None,
+    model_for: Load = load_model,
+) -> SetScores:
+    """Completes a run, measures both of its rows and writes ``scores.json``.
+
+    Args:
+        folder: Of a run; pictures that are missing, the isolated row among them, are drawn.
+        judges: What measures.
+        noun: The subject, for a segmenter to find.
+        redo: Measure also what was measured by these judges before.
+        watch: Told of the drawing; see ``generate``.
+        model_for: Asked for the model if there is something to draw.
+
+    Raises:
+        ConsistError: The folder holds no run, or the run cannot be drawn or measured.
+    """
+    config = folder.read_config()
+    choices = gather_choices(judges, config.prompts, noun)
+    if not redo and (scores := current_scores(folder, choices)):
+        return scores
+    generate(replace(config, compare=True), folder.path, watch, model_for)
+    shared, isolated = (judge_row(folder, row, config, judges, noun) for row in ROWS)
+    told = any(isinstance(judge, ReadingJudge) for judge in judges)
+    scores = SetScores(
+        scores=shared.scores,
+        isolated=isolated.scores,
+        images=[
+            {
+                "file": folder.picture_path(index).name,
+                "prompt": prompt,
+                **({"asked": describe_wish(prompt)} if told else {}),
+                "read": shared.pictures[index],
+                "isolated": isolated.pictures[index],
+            }
+            for index, prompt in enumerate(config.prompts)
+        ],
+        choices=choices,
+    )
+    write_scores(folder, scores)
+    return scores
+
+
+def gather_choices(
+    judges: Sequence[Judge], prompts: Sequence[str], noun: str | None
+) -> dict[str, Any]:
+    """All that the scores of a run depend on beside its pictures, as it is read back from JSON."""
+    choices: dict[str, Any] = {"noun": noun} if noun else {}
+    for judge in judges:
+        choices |= judge.choices(prompts)
+    plain: dict[str, Any] = to_plain(choices)
+    return plain
+
+
+def current_scores(folder: RunFolder, choices: Mapping[str, Any]) -> SetScores | None:
+    """The scores of a run, if they were made with these choices and no picture is newer."""
+    try:
+        scores = read_scores(folder)
+    except ConsistError:
+        return None
+    written = scores_path(folder).stat().st_mtime_ns
+    paths = [folder.picture_path(i, row) for row in ROWS for i in range(len(scores.images))]
+    fresh = all(path.exists() and path.stat().st_mtime_ns <= written for path in paths)
+    return scores if fresh and scores.choices == choices else None
+
+
+def judge_row(
+    folder: RunFolder, row: str, config: RunConfig, judges: Sequence[Judge], noun: str | None
+) -> RowScores:
+    """What all judges say of one row."""
+    images = [folder.read_picture(index, row) for index in range(len(config.prompts))]
+    scores: dict[str, float] = {}
+    pictures: list[dict[str, Any]] = [{} for _ in images]
+    for judge in judges:
+        said = judge.score(Row(images, config.prompts, noun))
+        scores |= said.scores
+        pictures = [{**a, **b} for a, b in zip(pictures, said.pictures, strict=True)]
+    return RowScores(scores, pictures)
+
+
+def describe_wish(prompt: str) -> dict[str, Any]:
+    """What a prompt asks of the mini world, as JSON takes it."""
+    wish = asked(prompt)
+    return {
+        "scene": wish.scene,
+        "style": wish.style,
+        "action": wish.action,
+        "subjects": [
+            {"subject": one.subject, "attributes": dict(one.attributes)} for one in wish.subjects
+        ],
+    }
+
+
+# many runs
+
+
+def evaluate_runs(
+    folders: Sequence[RunFolder],
+    judges: Sequence[Judge],
+    *,
+    noun: str | None = None,
+    redo: bool = False,
+    watch: Watch = lambda done, count: None,
+) -> Evaluation:
+    """Measures runs and sums them up.
+
+    Args:
+        folders: At least one.
+        judges: What measures.
+        noun: As in ``score_run``.
+        redo: As in ``score_run``.
+        watch: Told how many runs are done (fractions count), and how many there are.
+
+    Raises:
+        ConsistError: As in ``score_run``.
+    """
+    model_for = SharedModel()
+    scores = [
+        score_run(
+            folder,
+            judges,
+            noun=noun,
+            redo=redo,
+            watch=_part(watch, number, len(folders)),
+            model_for=model_for,
+        )
+        for number, folder in enumerate(folders)
+    ]
+    watch(len(folders), len(folders))
+    return combine(folders, scores, judges)
+
+
+def evaluate_benchmark(
+    sets: Sequence[PromptSet],
+    judges: Sequence[Judge],
+    out: Path,
+    settings: Mapping[str, Any],
+    *,
+    chosen: Sequence[PromptSet],
+    seed: int = 0,
+    noun: str | None = None,
+    isolated: Path | None = None,
+    redo: bool = False,
+    watch: Watch = lambda done, count: None,
+) -> Evaluation:
+    """Draws and measures sets of prompts, each in a run folder of its own, and sums them up.
+
+    Args:
+        sets: The whole benchmark.
+        judges: What measures.
+        out: The folder that holds the run folders. All finished runs of ``sets`` in it that were
+            drawn with these settings are summed up, whoever drew them.
+        settings: Fields of ``RunConfig`` for all runs.
+        chosen: The sets to draw and measure now.
+        seed: Added to the seed of every set.
+        noun: The subject, for sets that do not name theirs.
+        isolated: Another such folder; isolated rows that fit are copied instead of drawn.
+        redo: As in ``score_run``.
+        watch: As in ``evaluate_runs``.
+
+    Raises:
+        ConsistError: A run cannot be drawn or measured.
+    """
+    model_for = SharedModel()
+
+    def run_of(one: PromptSet) -> tuple[RunFolder, RunConfig]:
+        return RunFolder(out / one.name), configure(one, settings, seed)
+
+    for number, one in enumerate(chosen):
+        folder, config = run_of(one)
+        if isolated:
+            reuse_isolated(folder, config, RunFolder(isolated / one.name))
+        generate(config, folder.path, _part(watch, number, len(chosen)), model_for)
+        folder.write_record({**folder.read_record(), "tags": list(one.tags)})
+        score_run(folder, judges, noun=one.subject or noun, redo=redo)
+    watch(len(chosen), len(chosen))
+    finished = []
+    for one in sets:
+        folder, config = run_of(one)
+        choices = gather_choices(judges, config.prompts, one.subject or noun)
+        if (scores := current_scores(folder, choices)) and fits(folder, config):
+            finished.append((folder, scores, one.tags))
+    return combine(
+        [folder for folder, _, _ in finished],
+        [scores for _, scores, _ in finished],
+        judges,
+        [tags for _, _, tags in finished],
+    )
+
+
+def configure(one: PromptSet, settings: Mapping[str, Any], seed: int = 0) -> RunConfig:
+    """The run that draws a set with and without sharing."""
+    seeds = spread_seeds((one.seed + seed,), len(one.prompts))
+    return RunConfig(prompts=one.prompts, seeds=seeds, compare=True, **settings)
+
+
+def default_out(benchmark: str, settings: Mapping[str, Any], seed: int = 0) -> Path:
+    """A folder named after all settings: the same command, the same folder."""
+    text = json.dumps({**settings, "seed": seed}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Path("runs") / f"{Path(benchmark).stem}-{settings['method']['name']}-{digest[:8]}"
+
+
+def fits(folder: RunFolder, config: RunConfig) -> bool:
+    """Whether a folder holds this very run."""
+    return identity(folder.read_config()) == identity(config)
+
+
+def reuse_isolated(folder: RunFolder, config: RunConfig, source: RunFolder) -> None:
+    """Copies the isolated row of another run, if it would be drawn the same.
+
+    Args:
+        folder: New, or of the run that ``config`` draws.
+        config: The run.
+        source: The other run, or a folder without one.
+
+    Raises:
+        ConsistError: ``folder`` holds something else, or the method cannot draw the run.
+    """
+    row, count = find_isolated(source, config), len(config.prompts)
+    if row is None:
+        return
+    plan(count, build(config.method).anchor_count(count), config.batch_size)
+    folder.check(config)
+    if not folder.record_path.exists():
+        folder.write_record({"config": config.to_json(), "finished": False})
+    for index in range(count):
+        if not folder.picture_path(index, ISOLATED).exists():
+            copy_file(source.picture_path(index, row), folder.picture_path(index, ISOLATED))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file in full or not at all."""
+    data = source.read_bytes()
+    write_atomically(target, lambda file: file.write(data))
+
+
+def find_isolated(source: RunFolder, config: RunConfig) -> str | None:
+    """The row of another run that holds the isolated pictures of ``config``; None if none does."""
+    if not source.record_path.exists():
+        return None
+    other = source.read_config()
+    ours, theirs = identity(config), identity(other)
+    if any(ours[name] != theirs[name] for name in ours.keys() - INDIFFERENT):
+        return None
+    row = SHARED if other.method["name"] == ISOLATED else ISOLATED
+    there = all(source.picture_path(i, row).exists() for i in range(len(config.prompts)))
+    return row if there else None
+
+
+def _part(watch: Watch, number: int, count: int) -> Watch:
+    """Hears of one run and tells of all."""
+    return lambda done, images: watch(number + done / images, count)
