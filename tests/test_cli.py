@@ -142,3 +142,14 @@ def test_help_does_not_import_torch(tmp_path):
     code = "import sys, consist, consist.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
     assert "batch" in run("--help", cwd=tmp_path).stdout
+
+
+def test_report_writes_a_page_and_a_table(drawn):
+    folder, _ = drawn
+    result = run("report", "run", "--out", "page.html", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "page.html"
+    assert "a cat on the moon" in (folder / "page.html").read_text()
+    assert (folder / "page.md").exists()
+    result = run("report", ".", "nowhere", cwd=folder)
+    assert (result.returncode, result.stderr) == (2, "error: nowhere holds no run (no run.json)\n")
