@@ -36,10 +36,11 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--noise", type=float, default=0.2, help="on the latents of round trips")
     parser.add_argument("--reader", type=Path, default=WEIGHTS)
+    parser.add_argument("--model", default="mini", help="whose autoencoder blurs the pictures")
     args = parser.parse_args()
 
     reader = load_reader(path=args.reader)
-    vae = load("mini", "cpu", "float32").pipe.vae
+    vae = load(args.model, "cpu", "float32").pipe.vae
     pictures = [new_picture(index) for index in range(args.pictures)]
     drawings = [draw(picture) for picture in pictures]
     drawn = [drawing.image for drawing in drawings]

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from consist.metrics import normalized_entropy
 from consist.mini.prompts import Asked, AskedSubject, asked
-from consist.mini.reader import ATTRIBUTES, Reading, SubjectReading, load_reader
+from consist.mini.reader import ATTRIBUTES, WEIGHTS, Reading, SubjectReading, load_reader
 from consist.mini.scenes import SCENES
 from consist.mini.subjects import SUBJECTS
 from consist.mini.world import (
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=500, help="that name what they like")
     parser.add_argument("--free", type=int, default=500, help="that name no attribute")
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--reader", type=Path, default=WEIGHTS)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
@@ -58,7 +59,7 @@ def main() -> None:
     paths = [args.out / f"{i:04d}.png" for i in range(len(named) + len(free))]
     draw_missing(model.pipe, [*named, *free], paths, args.steps, model.defaults.guidance)
     images = [Image.open(path).convert("RGB") for path in paths]
-    readings = load_reader().read(images)
+    readings = load_reader(path=args.reader).read(images)
 
     console = Console()
     split = len(named)

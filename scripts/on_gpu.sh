@@ -30,5 +30,12 @@ work=$(mktemp -d)
 if [ -d .gpu ]; then cp -r .gpu/. "$work"; fi
 timeout $((minutes * 60 + 90)) python3 -m consist train mini "$work" \
     --minutes "$minutes" --batch-size 256 2>&1 | tr '\r' '\n' | tail -n 5
+if [ -e "$work/mini/unet" ]; then
+    timeout 60 python3 scripts/check_reader.py --model "$work/mini" \
+        --reader "$work/mini/reader.safetensors" 2>&1 | tee "$out/reader.log"
+    timeout 90 python3 scripts/measure_mini.py "$out/measured" --model "$work/mini" \
+        --reader "$work/mini/reader.safetensors" 2>&1 | tee "$out/mini.log"
+    rm -f "$out"/measured/0*.png
+fi
 if [ -d "$work/mini" ]; then tar -C "$work" -c mini | split -b 15M - "$out/mini.tar."; fi
 ls -l "$out"

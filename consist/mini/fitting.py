@@ -37,7 +37,7 @@ class Recipe:
     unet_steps: int = 12_000
     unet_batch: int = 32
     unet_lr: float = 1e-3
-    reader_steps: int = 2_400
+    reader_steps: int = 4_000
     reader_batch: int = 48
     reader_lr: float = 2e-3
     warmup: int = 200

@@ -20,7 +20,7 @@ from consist.mini.fitting import Session
 from consist.mini.reader import CLASSES, HEADS, VIEWS, ReaderNet
 from consist.mini.world import Figure, Picture
 
-ROUND_TRIPS = 0.6  # share of training pictures that went through the autoencoder
+ROUND_TRIPS = 0.4  # share of training pictures that went through the autoencoder
 LATENT_NOISE = 0.35  # at most, on the latents of a round trip
 PIXEL_NOISE = 0.08  # at most
 HELD_BACK = 2_000  # the last pictures, for calibration

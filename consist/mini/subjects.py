@@ -118,7 +118,7 @@ def draw_cat(c: Canvas, look: Look) -> Fit:
     tip = 52 + 6 * look.sway
     c.line([(-14, 90), (-32, 86), (-40, 70), (-38, tip)], look.coat, 7, coat=True)
     _sitting_body(c, look, None)
-    x, up = 3 * look.sway, -9 if look.big else 5
+    x, up = 3 * look.sway, -14 if look.big else 9
     for side in (-1, 1):
         base = x + side * 17
         c.polygon([(base - 11, 26), (base + side * 6, up), (base + 11, 26)], look.coat, coat=True)
@@ -137,7 +137,7 @@ def draw_dog(c: Canvas, look: Look) -> Fit:
     c.line([(-16, 88), (-34, 78), (-38, 64 + 5 * look.sway)], look.coat, 8, coat=True)
     _sitting_body(c, look, WHITE)
     x = _head(c, look)
-    long = 24 if look.big else 14
+    long = 29 if look.big else 11
     for side in (-1, 1):
         c.ellipse(x + side * 29, 26 + long * 0.7, 8, long, look.coat, coat=True)
     c.ellipse(x + 3, 47, 14, 11, WHITE, outline=0.8)
@@ -150,7 +150,7 @@ def draw_dog(c: Canvas, look: Look) -> Fit:
 def draw_rabbit(c: Canvas, look: Look) -> Fit:
     c.ellipse(-25, 84, 8, 8, WHITE)
     _sitting_body(c, look, WHITE)
-    x, long = 3 * look.sway, 27 if look.big else 15
+    x, long = 3 * look.sway, 32 if look.big else 12
     for side in (-1, 1):
         c.ellipse(x + side * 12, 20 - long * 0.55, 7.5, long, look.coat, coat=True)
         c.ellipse(x + side * 12, 20 - long * 0.55, 3.6, long * 0.75, PINK, outline=0)
@@ -165,7 +165,7 @@ def draw_bear(c: Canvas, look: Look) -> Fit:
     for side in (-1, 1):
         c.ellipse(side * 25, 68 + 3 * side * look.sway, 7, 12, look.coat, coat=True)
     _sitting_body(c, look, CREAM)
-    x, r = 3 * look.sway, 14 if look.big else 9
+    x, r = 3 * look.sway, 17 if look.big else 8
     for side in (-1, 1):
         c.ellipse(x + side * 22, 18, r, r, look.coat, coat=True)
         c.ellipse(x + side * 22, 18, r * 0.5, r * 0.5, CREAM, outline=0)
@@ -185,7 +185,7 @@ def draw_bird(c: Canvas, look: Look) -> Fit:
     c.ellipse(0, 50, 29, 36, look.coat, coat=True)
     c.ellipse(4, 64, 15, 18, WHITE, outline=0)
     c.ellipse(-24, 56 + 3 * look.sway, 9, 17, look.coat, coat=True)
-    long = 24 if look.big else 12
+    long = 30 if look.big else 8
     c.polygon([(14, 34), (16 + long, 41), (14, 47)], BEAK)
     for lean in (-5, 0, 5):
         c.line([(0, 14), (lean - 2, 4)], look.coat, 3, coat=True)
@@ -198,7 +198,7 @@ def draw_frog(c: Canvas, look: Look) -> Fit:
         c.ellipse(side * (30 + 2 * look.sway), 96, 14, 4.4, look.coat, coat=True)
     c.ellipse(0, 78, 24, 20, look.coat, coat=True)
     c.ellipse(0, 83, 14, 13, CREAM, outline=0)
-    x, r = 3 * look.sway, 13.5 if look.big else 8.5
+    x, r = 3 * look.sway, 16.0 if look.big else 8.0
     for side in (-1, 1):
         c.ellipse(x + side * 19, 30, r + 1, r + 1, look.coat, coat=True)
     c.ellipse(x, 48, 36, 20, look.coat, coat=True)
@@ -210,7 +210,7 @@ def draw_frog(c: Canvas, look: Look) -> Fit:
 
 
 def draw_robot(c: Canvas, look: Look) -> Fit:
-    long = 20 if look.big else 9
+    long = 27 if look.big else 6
     c.line([(0, 16), (3 * look.sway, 16 - long)], STEEL, 2.4)
     c.ellipse(3 * look.sway, 15 - long, 5, 5, COLORS["red"])
     for side in (-1, 1):
@@ -231,7 +231,7 @@ def draw_robot(c: Canvas, look: Look) -> Fit:
 
 
 def draw_bus(c: Canvas, look: Look) -> Fit:
-    r = 13 if look.big else 8.5
+    r = 15.5 if look.big else 7.5
     c.box(-48, 36, 46, 88, look.coat, radius=8, coat=True)
     for x in (-41, -21):
         c.box(x, 44, x + 15, 58, GLASS, radius=2)
@@ -245,7 +245,7 @@ def draw_bus(c: Canvas, look: Look) -> Fit:
 
 
 def draw_box(c: Canvas, look: Look) -> Fit:
-    r = 17 if look.big else 10
+    r = 19 if look.big else 9
     for side in (-1, 1):
         c.ellipse(side * r * 0.95, 30 - r * 0.45, r, r * 0.62, GOLD)
         c.ellipse(side * r * 0.95, 30 - r * 0.45, r * 0.45, r * 0.24, OUTLINE, outline=0)
@@ -259,7 +259,7 @@ def draw_box(c: Canvas, look: Look) -> Fit:
 
 
 def draw_teapot(c: Canvas, look: Look) -> Fit:
-    long = 14 if look.big else 4
+    long = 18 if look.big else -2
     c.line([(-26, 54), (-44, 52), (-46, 74), (-25, 84)], look.coat, 6, coat=True)
     spout = [(22, 64), (34 + long, 40), (43 + long, 42), (24, 90)]
     c.polygon(spout, look.coat, coat=True)
@@ -280,17 +280,17 @@ def draw_penguin(c: Canvas, look: Look) -> Fit:
     c.ellipse(2, 68, 20, 27, WHITE, outline=0)
     for side in (-1, 1):
         c.ellipse(2 + side * 9, 34, 11, 12, WHITE, outline=0)
-    long = 14 if look.big else 5
+    long = 22 if look.big else 3
     c.polygon([(-6, 40), (3, 45 + long), (12, 40)], BEAK)
     return Fit(_eyes(c, look, 2, 31, 10), (0, 17), (0, 58), 30)
 
 
 def draw_elephant(c: Canvas, look: Look) -> Fit:
-    for x in (-24, 18):
-        c.box(x, 76, x + 15, 99, look.coat, radius=4, coat=True)
+    for left in (-24, 18):
+        c.box(left, 76, left + 15, 99, look.coat, radius=4, coat=True)
     c.ellipse(-6, 66, 34, 25, look.coat, coat=True)
     c.line([(-38, 60), (-46, 74 + 4 * look.sway)], look.coat, 4)
-    x, r = 10 + 2 * look.sway, 21 if look.big else 11
+    x, r = 10 + 2 * look.sway, 26 if look.big else 10
     c.ellipse(x - 20, 36, r * 0.85, r, look.coat, coat=True)
     c.ellipse(x - 20, 36, r * 0.5, r * 0.6, PINK, outline=0)
     c.ellipse(x, 36, 24, 23, look.coat, coat=True)
@@ -318,13 +318,13 @@ def draw_lion(c: Canvas, look: Look) -> Fit:
 def draw_pig(c: Canvas, look: Look) -> Fit:
     curl = [(-30, 72), (-38, 68), (-34, 62), (-42, 60 + 3 * look.sway)]
     c.line(curl, look.coat, 2.6)
-    for x in (-24, -8, 6, 20):
-        c.box(x - 5, 84, x + 6, 99, look.coat, radius=3, coat=True)
+    for leg in (-24, -8, 6, 20):
+        c.box(leg - 5, 84, leg + 6, 99, look.coat, radius=3, coat=True)
     c.ellipse(-2, 70, 34, 22, look.coat, coat=True)
-    x, r = 8 + 3 * look.sway, 15 if look.big else 8
+    x, r = 8 + 3 * look.sway, 20 if look.big else 5
     c.ellipse(x, 46, 27, 24, look.coat, coat=True)
     for side in (-1, 1):
-        tip = (x + side * (14 + r), 20 + r * 0.9)
+        tip = (x + side * (16 + 0.6 * r), 24 - r)
         c.polygon([(x + side * 6, 25), (x + side * 22, 33), tip], PINK)
     c.ellipse(x + 3, 52, 12, 9, PINK)
     for dx in (-2, 8):
@@ -359,8 +359,8 @@ def _face(c: Canvas, look: Look, x: float, skin: Color) -> tuple[Point, Point]:
 
 def draw_girl(c: Canvas, look: Look) -> Fit:
     x, hair, skin = _person(c, look)
-    long = 46 if look.big else 22
-    c.box(x - 26, 12, x + 26, 20 + long, hair, radius=16)
+    long, wide = (66, 32) if look.big else (20, 25)
+    c.box(x - wide, 12, x + wide, 20 + long, hair, radius=16)
     c.polygon([(-10, 52), (10, 52), (29, 86), (-29, 86)], look.coat, coat=True)
     _arms(c, look, skin)
     eyes = _face(c, look, x, skin)
@@ -375,7 +375,7 @@ def draw_boy(c: Canvas, look: Look) -> Fit:
     c.box(-17, 53, 17, 80, look.coat, radius=7, coat=True)
     _arms(c, look, skin)
     eyes = _face(c, look, x, skin)
-    tuft = 14 if look.big else 3
+    tuft = 20 if look.big else 0
     crown = [(x - 24, 28), (x - 22, 12), (x - 12, 8 - tuft * 0.7), (x - 7, 7), (x + 1, 6 - tuft)]
     crown += [(x + 6, 7), (x + 14, 8 - tuft * 0.7), (x + 22, 12), (x + 24, 28), (x, 19)]
     c.polygon(crown, hair)
@@ -389,7 +389,7 @@ def draw_wizard(c: Canvas, look: Look) -> Fit:
     c.polygon([(-13, 48), (13, 48), (28, 99), (-28, 99)], look.coat, coat=True)
     _arms(c, look, skin)
     eyes = _face(c, look, x, skin)
-    long = 82 if look.big else 60
+    long = 94 if look.big else 56
     c.polygon([(x - 20, 40), (x + 21, 40), (x + 1, long)], hair)
     _smile(c, x + 1, 45, 5)
     c.polygon([(x - 20, 16), (x + 8, -24), (x + 20, 16)], look.coat, coat=True)
@@ -398,7 +398,7 @@ def draw_wizard(c: Canvas, look: Look) -> Fit:
 
 
 def draw_clock(c: Canvas, look: Look) -> Fit:
-    r = 13 if look.big else 7
+    r = 15 if look.big else 6
     for side in (-1, 1):
         c.line([(side * 18, 80), (side * 25, 98)], GOLD, 5)
         c.ellipse(side * 22, 24 - r * 0.3, r, r * 0.8, GOLD)
@@ -450,14 +450,14 @@ SUBJECTS: dict[str, Kind] = {
 
 
 def paint_pattern(c: Canvas, pattern: str, color: Color) -> None:
-    """Lays bold stripes or spots over the coat; ``plain`` leaves it."""
+    """Lays bold stripes or spots over a third of the coat; ``plain`` leaves it."""
     layer, ink = c.blank()
     if pattern == "stripes":
         for y in range(-30, 101, 20):
-            corners = [(-60, y), (60, y), (60, y + 9.5), (-60, y + 9.5)]
+            corners = [(-60, y), (60, y), (60, y + 6.5), (-60, y + 6.5)]
             ink.polygon([c.frame.to_px(corner) for corner in corners], fill=255)
     elif pattern == "spots":
-        r = 6.4 * c.frame.scale
+        r = 5.4 * c.frame.scale
         for row, y in enumerate(range(-30, 101, 16)):
             for x in range(-63, 64, 21):
                 px, py = c.frame.to_px((x + 10.5 * (row % 2), y))
