@@ -1,9 +1,11 @@
-"""Singular values to singular values, and the one place that decomposes a matrix.
+"""Singular values to singular values, by name.
 
-Knows nothing of attention, images or layers. A spectrum takes singular values ``(... r)`` in
-descending order and gives as many, in that order, as a copy. It is relative (scaling the matrix
-scales the result), works on each matrix alone, keeps at least one value and is finite for every
-finite input. "Grishina 2025" is E. Grishina's coursework (HSE, 29.04.25), the source of the rules.
+Knows vectors alone, nothing of matrices, attention or layers. A spectrum takes singular values
+``(... r)`` in descending order and gives as many, in that order, as a copy. It is relative
+(scaling the matrix scales the result), works on each matrix alone, keeps at least one value and is
+finite for every finite input. One that must know the shape of the matrix has a keyword ``beta``,
+its shorter side divided by its longer one, which ``at_aspect`` fills in. "Grishina 2025" is E.
+Grishina's coursework (HSE, 29.04.25), the source of most rules.
 """
 
 import functools
@@ -15,8 +17,9 @@ import torch
 from torch import Tensor
 
 from consist.errors import unknown
+from consist.noise import keep_above_edge, keep_above_optimum, shrink
 
-Spectrum = Callable[[Tensor], Tensor]
+Spectrum = Callable[..., Tensor]
 
 # in which log and log2 measure, as a share of the largest singular value
 LOG_UNIT = 1e-3
@@ -140,7 +143,47 @@ def power(s: Tensor, p: float) -> Tensor:
     return _with_norm_of(s, _relative(s) ** p)
 
 
-SPECTRA: dict[str, Callable[..., Tensor]] = {
+def schulz(s: Tensor, n: int) -> Tensor:
+    """Flattens by ``n`` Newton-Schulz steps, rescaled to the old Frobenius norm.
+
+    ``x <- x (3 - x^2) / 2`` on ``x = s / s_1``: what ``X <- X (3 I - X^T X) / 2`` does to a matrix
+    ``X`` (Higham, Functions of Matrices, 2008, section 8.3), whose limit has all values equal.
+    Small values grow by 1.5 at each step. Grishina's code has such a rule too, "newton-shults",
+    with another polynomial. The faster quintic of the Muon optimizer (3.4445, -4.7750, 2.0315;
+    K. Jordan 2024) is not monotone, so it would turn the order of the values.
+
+    Args:
+        n: In [1, 30]; 30 steps lift even 1e-4 of the largest value up to it.
+
+    Raises:
+        ValueError: ``n`` is outside [1, 30].
+    """
+    if not 1 <= n <= 30:
+        raise ValueError(f"n is {n}; allowed: 1 <= n <= 30")
+    x = _relative(s)
+    for _ in range(n):
+        x = x * (3 - x * x) / 2
+    return _with_norm_of(s, x)
+
+
+def soft(s: Tensor, t: float) -> Tensor:
+    """Takes ``t`` times the largest singular value from each, down to 0.
+
+    Singular value thresholding, ``D_tau`` of Cai, Candes and Shen 2010 (arXiv:0810.3286, section
+    2.1), with ``tau = t s_1``. The norm shrinks.
+
+    Args:
+        t: In [0, 0.99]; 0 changes nothing.
+
+    Raises:
+        ValueError: ``t`` is outside [0, 0.99].
+    """
+    if not 0 <= t <= 0.99:
+        raise ValueError(f"t is {t}; allowed: 0 <= t <= 0.99")
+    return (_relative(s) - t).clamp_min(0) * s[..., :1]
+
+
+SPECTRA: dict[str, Spectrum] = {
     "identity": identity,
     "count": keep_count,
     "fraction": keep_fraction,
@@ -150,6 +193,11 @@ SPECTRA: dict[str, Callable[..., Tensor]] = {
     "log2": log2,
     "exp": exp,
     "power": power,
+    "schulz": schulz,
+    "soft": soft,
+    "svht": keep_above_optimum,
+    "edge": keep_above_edge,
+    "shrink": shrink,
 }
 
 
@@ -159,12 +207,23 @@ def chain(*spectra: Spectrum) -> Spectrum:
     if len(steps) < 2:
         return steps[0] if steps else identity
 
-    def chained(s: Tensor) -> Tensor:
+    def chained(s: Tensor, *, beta: float = 1.0) -> Tensor:
         for step in steps:
-            s = step(s)
+            s = at_aspect(step, beta)(s)
         return s
 
     return chained
+
+
+def at_aspect(spectrum: Spectrum, beta: float) -> Spectrum:
+    """The spectrum for matrices of aspect ratio ``beta``; itself if it has no such keyword.
+
+    Args:
+        beta: Shorter side by longer side, in (0, 1].
+    """
+    if "beta" not in inspect.signature(spectrum).parameters:
+        return spectrum
+    return functools.partial(spectrum, beta=beta)
 
 
 @functools.cache
@@ -173,6 +232,7 @@ def parse_spectrum(text: str) -> Spectrum:
 
     Args:
         text: Such as ``"energy:0.95"``, ``"log|energy:0.95"`` (left to right) or ``"identity"``.
+            A parameter that has a default may be left out.
 
     Returns:
         The spectrum, the same object for the same text; ``identity`` itself for ``"identity"``.
@@ -191,17 +251,24 @@ def _parse_one(text: str) -> Spectrum:
     if name not in SPECTRA:
         raise ValueError(unknown("spectrum", name, SPECTRA))
     function = SPECTRA[name]
-    parameters = list(inspect.signature(function).parameters.values())[1:]
-    if bool(colon) != bool(parameters):
-        takes = f"needs {parameters[0].name}, as {name}:..." if parameters else "takes no parameter"
-        raise ValueError(f"spectrum {text!r}: {name} {takes}")
+    parameter = _parameter_of(function)
+    if colon and parameter is None:
+        raise ValueError(f"spectrum {text!r}: {name} takes no parameter")
+    if not colon and parameter is not None and parameter.default is parameter.empty:
+        raise ValueError(f"spectrum {text!r}: {name} needs {parameter.name}, as {name}:...")
     try:
-        spectrum = _bind(function, parameters[0], value) if parameters else function
+        spectrum = _bind(function, parameter, value) if colon and parameter else function
         # one call refuses a parameter out of range now and not in the middle of a run
         spectrum(torch.ones(1))
     except ValueError as error:
         raise ValueError(f"spectrum {text!r}: {error}") from None
     return spectrum
+
+
+def _parameter_of(function: Spectrum) -> inspect.Parameter | None:
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    given = [x for x in parameters if x.kind is not inspect.Parameter.KEYWORD_ONLY]
+    return given[0] if given else None
 
 
 def _bind(function: Spectrum, parameter: inspect.Parameter, value: str) -> Spectrum:
@@ -211,69 +278,6 @@ def _bind(function: Spectrum, parameter: inspect.Parameter, value: str) -> Spect
         kind = "whole number" if parameter.annotation is int else "number"
         raise ValueError(f"{parameter.name} is {value!r}; allowed: a {kind}") from None
     return functools.partial(function, **{parameter.name: number})
-
-
-def filter_matrix(a: Tensor, spectrum: Spectrum, *, centered: bool = False) -> Tensor:
-    """Gives ``U f(S) V^T`` for the matrix ``U S V^T`` and the spectrum ``f``, each matrix alone.
-
-    Through the Gram matrix: ``U f(S) V^T = A V diag(f(s) / s) V^T``, in float32 (float64 for
-    float64). That knows singular values down to sqrt(eps) of the largest, 3.5e-4 in float32, and
-    takes smaller ones for that: enough for ``LOG_UNIT``, and 1.6 times as fast as float64.
-
-    Args:
-        a: Finite matrices ``(... l d)``, such as the keys of ``l`` tokens; never changed.
-        spectrum: From ``r = min(l, d)`` singular values, descending, to as many.
-        centered: Takes the mean over ``l`` out before and puts it back after.
-
-    Returns:
-        ``(... l d)`` in the dtype of ``a``; ``a`` itself for ``identity``. Gradients flow as if
-        the reweighting ``V diag(f(s) / s) V^T`` were constant: the derivative of singular vectors
-        is unbounded where singular values meet.
-    """
-    if spectrum is identity or a.numel() == 0:
-        return a
-    x = a if a.dtype == torch.float64 else a.float()
-    # measured in its largest entry, no square in the Gram matrix over- or underflows
-    scale = x.detach().abs().amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    x = x / scale
-    # autocast would take the Gram matrix in half precision
-    with torch.autocast(x.device.type, enabled=False):
-        if centered:
-            mean = x.mean(dim=-2, keepdim=True)
-            x = _reweight(x - mean, spectrum) + mean
-        else:
-            x = _reweight(x, spectrum)
-    limit = torch.finfo(a.dtype).max
-    return (x * scale).clamp(-limit, limit).to(a.dtype)
-
-
-def _reweight(x: Tensor, spectrum: Spectrum) -> Tensor:
-    if x.shape[-2] < x.shape[-1]:
-        return _reweight(x.mT, spectrum).mT
-    with torch.no_grad():
-        squares, v = _eigh(x.mT @ x)
-        squares, v = squares.flip(-1), v.flip(-1)
-        finfo = torch.finfo(x.dtype)
-        s = squares.clamp_min(0).maximum(finfo.eps * squares[..., :1]).sqrt()
-        weights = spectrum(s) / s.clamp_min(finfo.tiny)
-        reweighting = (v * weights.unsqueeze(-2)) @ v.mT
-    return x @ reweighting
-
-
-def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
-    if gram.device.type == "cuda":
-        return tuple(torch.linalg.eigh(gram))
-    if gram.device.type != "cpu":
-        values, vectors = _eigh(gram.cpu())
-        return values.to(gram.device), vectors.to(gram.device)
-    # on busy cores LAPACK's threads wait for each other: 24 matrices of 32 x 32 took 1300 ms with
-    # two threads and 1.2 ms with one
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return tuple(torch.linalg.eigh(gram))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _relative(s: Tensor) -> Tensor:

@@ -4,11 +4,12 @@ import math
 import pytest
 import torch
 
+from consist.decomposition import filter_matrix
 from consist.spectrum import (
     SPECTRA,
+    at_aspect,
     chain,
     exp,
-    filter_matrix,
     identity,
     keep_count,
     keep_energy,
@@ -18,6 +19,7 @@ from consist.spectrum import (
     log2,
     parse_spectrum,
     power,
+    schulz,
 )
 
 TEXTS = [
@@ -33,8 +35,19 @@ TEXTS = [
     "exp:-1",
     "power:0.1",
     "power:8",
+    "schulz:1",
+    "schulz:30",
+    "soft:0.3",
+    "soft:0.99",
+    "svht",
+    "svht:0.5",
+    "edge",
+    "edge:0.5",
+    "shrink",
+    "shrink:0.3",
     "log|energy:0.9",
     "energy:0.9|log",
+    "schulz:3|shrink",
 ]
 # tokens fewer than features, as many, and more
 SHAPES = [(5, 8), (8, 8), (40, 8)]
@@ -67,7 +80,9 @@ def test_identity_gives_the_very_matrix(text):
     assert filter_matrix(a, parse_spectrum(text), centered=True) is a
 
 
-@pytest.mark.parametrize("text", ["exp:0", "power:1", "count:99", "fraction:1", "quantile:1"])
+@pytest.mark.parametrize(
+    "text", ["exp:0", "power:1", "count:99", "fraction:1", "quantile:1", "soft:0"]
+)
 @pytest.mark.parametrize("centered", [False, True])
 def test_neutral_parameters_give_the_matrix(text, centered):
     a = draw(2, 20, 6)
@@ -91,12 +106,26 @@ def test_filter_is_the_svd_with_other_singular_values(text, shape, centered):
     u, s, vh = torch.linalg.svd(a - mean, full_matrices=False)
     # centering empties a direction; the spectrum sees sqrt(eps) of the largest value there
     seen = s.maximum(s[..., :1] * torch.finfo(s.dtype).eps ** 0.5)
-    expected = (u * (s * parse_spectrum(text)(seen) / seen).unsqueeze(-2)) @ vh + mean
+    spectrum = at_aspect(parse_spectrum(text), min(shape) / max(shape))
+    expected = (u * (s * spectrum(seen) / seen).unsqueeze(-2)) @ vh + mean
     found = filter_matrix(a, parse_spectrum(text), centered=centered)
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("text", ["energy:0.95", "log", "log2", "count:3", "exp:2", "power:0.5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "energy:0.95",
+        "log",
+        "log2",
+        "count:3",
+        "exp:2",
+        "power:0.5",
+        "schulz:4",
+        "soft:0.2",
+        "shrink",
+    ],
+)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     # float32: the Gram matrix knows singular values to sqrt(eps) = 3.5e-4; halves: their own eps
@@ -130,6 +159,48 @@ def test_exp_and_power_follow_their_formulas():
     torch.testing.assert_close(
         power(s, 0.5), torch.tensor([x * scale for x in flat], dtype=s.dtype)
     )
+
+
+def test_schulz_is_the_iteration_on_the_matrix_itself():
+    a = draw_with([2.0, 1.0, 0.5, 0.1], tokens=9)
+    x = a / 2
+    for _ in range(4):
+        x = x @ (3 * torch.eye(4, dtype=x.dtype) - x.mT @ x) / 2
+    expected = x * (a.norm() / x.norm())
+    torch.testing.assert_close(filter_matrix(a, parse_spectrum("schulz:4")), expected)
+
+
+def test_schulz_ends_with_equal_values():
+    s = torch.tensor([1.0, 0.1, 1e-4], dtype=torch.float64)
+    flat = schulz(s, 30)
+    torch.testing.assert_close(flat, torch.full_like(s, float(s.norm()) / 3**0.5))
+
+
+def test_soft_is_the_proximal_point_of_the_nuclear_norm():
+    """Nothing near it has a smaller ``|x - a|^2 / 2 + t s_1 |x|_*``."""
+    a = draw_with([2.0, 1.0, 0.5], tokens=6)
+    found = filter_matrix(a, parse_spectrum("soft:0.3"))
+    expected = torch.tensor([1.4, 0.4, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(values_of(found), expected)
+
+    def cost(x):
+        return (x - a).square().sum() / 2 + 0.6 * values_of(x).sum()
+
+    for seed in range(50):
+        assert cost(found) < cost(found + 0.01 * draw(6, 3, seed=seed))
+
+
+def test_a_spectrum_is_told_the_shape_of_its_matrix():
+    told = []
+
+    def spy(s, *, beta=1.0):
+        told.append(beta)
+        return s
+
+    for shape in ((8, 4), (4, 8), (2, 40, 10)):
+        filter_matrix(draw(*shape), chain(log, spy))
+    assert told == [0.5, 0.5, 0.25]
+    assert at_aspect(log, 0.5) is log
 
 
 def test_quantile_is_that_of_torch_for_each_matrix():
@@ -186,7 +257,7 @@ def test_spectra_keep_order_and_at_least_one_value(text, dtype):
     assert (found.diff(dim=-1) <= 1e-6).all()
 
 
-@pytest.mark.parametrize("text", ["log", "log2", "exp:3", "power:0.5", "power:3"])
+@pytest.mark.parametrize("text", ["log", "log2", "exp:3", "power:0.5", "power:3", "schulz:5"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_reweighting_keeps_the_norm_of_each_matrix(text, shape):
     a = draw(3, *shape) * torch.tensor([1.0, 10.0, 100.0]).reshape(3, 1, 1)
@@ -329,6 +400,15 @@ def test_the_number_of_threads_is_put_back():
         ("log:", "spectrum 'log:': log takes no parameter"),
         ("energy:", "share is ''; allowed: a number"),
         ("energy:much", "spectrum 'energy:much': share is 'much'; allowed: a number"),
+        ("svht:", "noise is ''; allowed: a number"),
+        ("svht:-0.1", "noise is -0.1; allowed: 0 <= noise <= 1"),
+        ("edge:nan", "noise is nan; allowed: 0 <= noise <= 1"),
+        ("shrink:1.5", "noise is 1.5; allowed: 0 <= noise <= 1"),
+        ("schulz", "spectrum 'schulz': schulz needs n, as schulz:"),
+        ("schulz:0", "n is 0; allowed: 1 <= n <= 30"),
+        ("schulz:31", "n is 31; allowed: 1 <= n <= 30"),
+        ("soft:1", "t is 1.0; allowed: 0 <= t <= 0.99"),
+        ("soft:nan", "t is nan; allowed: 0 <= t <= 0.99"),
         ("count:2.5", "n is '2.5'; allowed: a whole number"),
         ("count:0", "spectrum 'count:0': n is 0; allowed: n >= 1"),
         ("energy:0", "share is 0.0; allowed: 0 < share <= 1"),

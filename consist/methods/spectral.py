@@ -11,9 +11,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from consist.decomposition import filter_matrix
 from consist.methods.method import Site
 from consist.sharing import Bank, pack
-from consist.spectrum import filter_matrix, parse_spectrum
+from consist.spectrum import parse_spectrum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Shared:
 
     anchors: int | str = "all"  # the first so many images, "all", or "random": one, at each call
     layers: tuple[str, ...] = ("up_blocks",)  # beginnings of dotted layer names
+    sides: tuple[int, int] = (1, 65536)  # longer side of the token grid, [smallest, largest]
     window: tuple[float, float] = (0.0, 1.0)  # progress [start, stop); a stop of 1 is included
     strength: float = 1.0  # weight of a shared token against an own one, above 0
 
@@ -41,6 +43,8 @@ class Shared:
             raise ValueError(
                 f"layers is {self.layers!r}; allowed: a tuple of beginnings such as ('up_blocks',)"
             )
+        if len(self.sides) != 2 or not 1 <= self.sides[0] <= self.sides[1]:
+            raise ValueError(f"sides is {self.sides}; allowed: 1 <= smallest <= largest, in tokens")
         if len(self.window) != 2 or not 0 <= self.window[0] < self.window[1] <= 1:
             raise ValueError(f"window is {self.window}; allowed: 0 <= start < stop <= 1")
         if not 0 < self.strength < math.inf:
@@ -64,12 +68,12 @@ class Shared:
         return tuple(range(count))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Bank | None:
-        """What is shared at this site, for q, k, v ``(g n) h l d``; None outside the window.
+        """What is shared at this site, for q, k, v ``(g n) h l d``; None outside window or sides.
 
         None for a single image too: it never sees its own tokens twice, and there are no others.
         """
         anchors = self.anchor_images(site)
-        if site.n == 1 or not self._is_open(site.progress):
+        if site.n == 1 or not self._is_open(site):
             return None
         bias = None
         if self.strength != 1:
@@ -77,9 +81,10 @@ class Shared:
             bias = torch.full((len(anchors), k.shape[2]), weight, device=k.device)
         return pack(k, v, anchors, images=site.n, bias=bias)
 
-    def _is_open(self, progress: float) -> bool:
+    def _is_open(self, site: Site) -> bool:
         start, stop = self.window
-        return start <= progress and (progress < stop or stop == 1)
+        in_time = start <= site.progress and (site.progress < stop or stop == 1)
+        return in_time and self.sides[0] <= max(site.height, site.width) <= self.sides[1]
 
 
 # the matrix that is decomposed, by width and pool: tokens before features
@@ -128,9 +133,12 @@ class Spectral(Shared):
         anchors = bank.k.shape[2] // k.shape[2]
         return replace(
             bank,
-            k=self._filter(bank.k, self.keys, anchors),
+            k=self._filter_keys(bank.k, q, anchors),
             v=self._filter(bank.v, self.values, anchors),
         )
+
+    def _filter_keys(self, k: Tensor, q: Tensor, anchors: int) -> Tensor:
+        return self._filter(k, self.keys, anchors)
 
     def _filter(self, x: Tensor, text: str, anchors: int) -> Tensor:
         packed, matrix = "g h (a l) d", MATRICES[self.width, self.pool]
