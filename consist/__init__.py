@@ -8,6 +8,8 @@ _PUBLIC = {
     "Isolated": "consist.methods.isolated",
     "Shared": "consist.methods.spectral",
     "Spectral": "consist.methods.spectral",
+    "Sdsa": "consist.methods.sdsa",
+    "find_subject": "consist.phrases",
     "generate": "consist.generate",
     "RunConfig": "consist.config",
 }

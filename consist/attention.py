@@ -23,7 +23,9 @@ from einops import rearrange
 from torch import Tensor
 
 from consist.backend import attend, choose
-from consist.methods.method import Method, Site
+from consist.layers import attention_layers, grid_of, recorded_layers, refuse_unusual
+from consist.masks import GivenMasks, RecordedMasks, SubjectTokens
+from consist.methods.method import Masked, Method, Site
 
 TRAIN_TIMESTEPS = 1000  # of every Stable Diffusion; used when only a UNet is given
 
@@ -36,6 +38,8 @@ def shared_attention(
     guidance_halves: int | None = None,
     backend: str = "auto",
     seed: int = 0,
+    subject_tokens: SubjectTokens | None = None,
+    masks: Tensor | None = None,
 ) -> Iterator[None]:
     """Lets the images of a batch attend to one another while the block runs.
 
@@ -54,19 +58,29 @@ def shared_attention(
             classifier-free guidance, else 1. Read from a pipeline's call; required for a UNet.
         backend: Which version of ``attend`` runs; see ``consist.backend``.
         seed: Source of a method's random choices, such as random anchors.
+        subject_tokens: Where each prompt of a batch names the subject, of ``find_subject``. A
+            method such as ``Sdsa`` needs them, or ``masks``; others take neither.
+        masks: Where the subject is, bool ``(n, rows, columns)`` of any grid, instead of what
+            cross-attention says.
 
     Raises:
         TypeError: ``pipe`` has no ``UNet2DConditionModel``.
         ValueError: No self-attention layer is covered, or an argument does not fit.
-        NotImplementedError: A covered layer does more than plain self-attention.
+        NotImplementedError: A covered or recorded layer does more than plain attention.
     """
     unet = _unet_of(pipe)
     layers = covered_layers(unet, method)
-    call = UNetCall(_halves_reader(pipe, guidance_halves), _train_timesteps(pipe), seed)
+    source = _mask_source(method, subject_tokens, masks)
+    call = UNetCall(_halves_reader(pipe, guidance_halves), _train_timesteps(pipe), seed, source)
     name, _ = choose(backend, unet.device, unet.dtype)
     with ExitStack() as restore:
         handle = unet.register_forward_pre_hook(call, with_kwargs=True)
         restore.callback(handle.remove)
+        if isinstance(source, RecordedMasks):
+            for layer, attn in recorded_layers(unet).items():
+                recorder = CrossAttentionRecorder(layer, call, source)
+                handle = attn.register_forward_pre_hook(recorder, with_kwargs=True)
+                restore.callback(handle.remove)
         for layer, attn in layers.items():
             restore.callback(attn.set_processor, attn.processor)
             attn.set_processor(SharedAttnProcessor(layer, method, call, name))
@@ -76,10 +90,17 @@ def shared_attention(
 class UNetCall:
     """What the UNet call that is under way says of itself; read by a hook, never counted."""
 
-    def __init__(self, halves: Callable[[], int], train_timesteps: int, seed: int):
+    def __init__(
+        self,
+        halves: Callable[[], int],
+        train_timesteps: int,
+        seed: int,
+        masks: GivenMasks | RecordedMasks | None,
+    ):
         self._halves = halves
         self._train_timesteps = train_timesteps
         self._seed = seed
+        self._masks = masks
 
     def __call__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Reads the arguments of the UNet, as its pre-hook."""
@@ -93,10 +114,16 @@ class UNetCall:
         if sample.shape[0] % self.g:
             raise ValueError(f"a batch of {sample.shape[0]} cannot hold {self.g} guidance halves")
         self.n = sample.shape[0] // self.g
+        if self._masks:
+            self._masks.begin(self.progress, self.n)
+
+    def grid(self, tokens: int) -> tuple[int, int]:
+        """The height and width of a layer that looks at ``tokens`` tokens in this call."""
+        return grid_of(tokens, self.height, self.width)
 
     def site(self, layer: str, tokens: int) -> Site:
         """Describes the layer that looks at ``tokens`` tokens in this call."""
-        height, width = grid_of(tokens, self.height, self.width)
+        height, width = self.grid(tokens)
         return Site(
             layer=layer,
             height=height,
@@ -105,6 +132,7 @@ class UNetCall:
             g=self.g,
             n=self.n,
             seed=self._seed,
+            masks=self._masks.read(height, width) if self._masks else None,
         )
 
 
@@ -144,49 +172,67 @@ class SharedAttnProcessor:
         return dropout(attn.to_out[0](hidden_states))
 
 
-def grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
-    """Finds the grid of ``tokens`` tokens in a UNet whose input is ``height x width``.
+class CrossAttentionRecorder:
+    """Tells ``masks`` what a cross-attention layer sees in the conditional half.
 
-    A UNet halves its grid and rounds up, so exactly one of its levels can have that many.
-
-    >>> grid_of(15, 9, 19)
-    (3, 5)
+    A pre-hook that computes queries and keys once more beside the layer, which keeps its own
+    processor, also that of an IP-Adapter, and gives what it gave. With an IP-Adapter it reads the
+    attention to the text.
     """
-    rows, columns = height, width
-    while rows * columns > tokens:
-        rows, columns = (rows + 1) // 2, (columns + 1) // 2
-    if rows * columns != tokens:
-        raise NotImplementedError(f"no level of a {height}x{width} UNet has {tokens} tokens")
-    return rows, columns
+
+    def __init__(self, layer: str, call: UNetCall, masks: RecordedMasks):
+        self.layer = layer
+        self.call = call
+        self.masks = masks
+
+    @torch.no_grad()
+    def __call__(self, attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Reads the arguments of the layer: ``(g n) l c`` and the text ``(g n) s c``."""
+        if kwargs.get("attention_mask") is not None:
+            raise NotImplementedError(f"{self.layer} was given a mask of the text")
+        hidden_states, context = args[0], kwargs["encoder_hidden_states"]
+        text = context[0] if isinstance(context, tuple) else context
+        # the halves are stacked unconditional first
+        q, k = (
+            rearrange(project(x[-self.call.n :]), "n l (h d) -> n h l d", h=attn.heads)
+            for project, x in ((attn.to_q, hidden_states), (attn.to_k, text))
+        )
+        self.masks.add(q, k, *self.call.grid(q.shape[2]))
 
 
 def covered_layers(unet: UNet2DConditionModel, method: Method) -> dict[str, Attention]:
     """The self-attention layers that ``method`` covers, by their dotted names."""
-    layers = {
-        name: module
-        for name, module in unet.named_modules()
-        if name.endswith(".attn1") and isinstance(module, Attention)
-    }
+    layers = attention_layers(unet, ".attn1")
     covered = {name: attn for name, attn in layers.items() if method.covers(name)}
     if not covered:
         known = ", ".join(sorted({name.split(".attentions")[0] for name in layers})) or "none"
         raise ValueError(f"no self-attention layer is covered by {method}; this UNet has {known}")
     for name, attn in covered.items():
-        _refuse_unusual(name, attn)
+        _refuse_foreign(name, attn)
+        refuse_unusual(name, attn)
     return covered
 
 
-def _refuse_unusual(layer: str, attn: Attention) -> None:
-    """Raises unless the layer is plain self-attention with a stock processor."""
+def _refuse_foreign(layer: str, attn: Attention) -> None:
+    """Raises unless the layer has a stock processor."""
     known = (AttnProcessor, AttnProcessor2_0, XFormersAttnProcessor, SlicedAttnProcessor)
     if not isinstance(attn.processor, (*known, SharedAttnProcessor)):
         used = type(attn.processor).__name__
         raise NotImplementedError(f"{layer} already has a processor of its own, {used}")
-    norms = (attn.group_norm, attn.spatial_norm, attn.norm_q, attn.norm_k)
-    width = attn.inner_dim // attn.heads
-    unscaled = attn.rescale_output_factor == 1.0 and attn.scale == width**-0.5
-    if attn.residual_connection or not unscaled or any(norm is not None for norm in norms):
-        raise NotImplementedError(f"{layer} has norms, a residual or a scale of its own")
+
+
+def _mask_source(
+    method: Method, tokens: SubjectTokens | None, masks: Tensor | None
+) -> GivenMasks | RecordedMasks | None:
+    """What tells the method where the subject is; None if it does not ask."""
+    name = type(method).__name__
+    given = tokens is not None or masks is not None
+    if isinstance(method, Masked) != given:
+        wants = "neither" if given else "one of them (find_subject gives tokens)"
+        raise ValueError(f"subject_tokens or masks: {name} takes {wants}")
+    if masks is not None:
+        return GivenMasks(masks)
+    return None if tokens is None else RecordedMasks(tokens)
 
 
 def _unet_of(pipe: Any) -> UNet2DConditionModel:

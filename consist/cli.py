@@ -70,7 +70,9 @@ def plain_failures(hint: str = "") -> Iterator[None]:
 
 
 ModelName = Annotated[str, typer.Option(help="mini, a hub id, a folder or a .safetensors file.")]
-MethodName = Annotated[str, typer.Option(help="What is shared: spectral, shared or isolated.")]
+MethodName = Annotated[
+    str, typer.Option(help="What is shared: spectral, shared, sdsa, agreement, notch or isolated.")
+]
 Keys = Annotated[
     str | None,
     typer.Option(help="Spectrum of the keys, such as 'energy:0.95' or 'log|fraction:0.1'."),
@@ -111,6 +113,10 @@ def batch(
     values: Values = None,
     anchors: Anchors = None,
     strength: Strength = None,
+    subject: Annotated[
+        list[str] | None,
+        typer.Option(help="Words of the prompts that name the subject; may be repeated."),
+    ] = None,
     set_: Fields = None,
     seed: Annotated[
         list[int] | None, typer.Option(help="One seed (then +1 per picture), or one per picture.")
@@ -154,11 +160,12 @@ def batch(
         texts = read_prompts(prompts or [], file)
         width, height = parse_size(size) if size else (None, None)
         given = {"keys": keys, "values": values, "anchors": anchors, "strength": strength}
+        names = {"subject": subject} if subject else {}
         config = RunConfig(
             prompts=texts,
             seeds=spread_seeds(tuple(seed or [0]), len(texts), same_noise),
             model=model,
-            method={"name": method, **parse_fields(given, set_ or [])},
+            method={"name": method, **names, **parse_fields(given, set_ or [])},
             steps=steps,
             guidance=guidance,
             negative=negative,

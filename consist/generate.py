@@ -26,10 +26,12 @@ from consist.attention import shared_attention
 from consist.backend import choose
 from consist.config import Chunk, RunConfig, plan
 from consist.errors import ConsistError
+from consist.masks import SubjectTokens
 from consist.methods import build
 from consist.methods.isolated import Isolated
-from consist.methods.method import Method
+from consist.methods.method import Masked, Method
 from consist.models import MINI, Model, Pipeline, add_loras, load, set_scheduler
+from consist.phrases import find_subject
 from consist.run import ISOLATED, SHARED, RunFolder, default_folder
 
 log = logging.getLogger("consist")
@@ -121,6 +123,7 @@ def prepare(model: Model, config: RunConfig) -> Settings:
         set_scheduler(pipe, config.scheduler)
     add_loras(pipe, config.loras)
     check_prompts(pipe, (*config.prompts, config.negative))
+    subject_tokens(pipe, config, build(config.method))
     if config.model == MINI:
         warn_of_new_words(config.prompts)
     pipe.vae.enable_slicing()
@@ -173,6 +176,13 @@ def warn_of_new_words(prompts: tuple[str, ...]) -> None:
         log.warning("mini has never seen %s. It knows %s", ", ".join(map(repr, new)), knows)
 
 
+def subject_tokens(pipe: Pipeline, config: RunConfig, method: Method) -> SubjectTokens | None:
+    """Where each prompt of the run names the subject, for a method that must be told."""
+    if not isinstance(method, Masked):
+        return None
+    return find_subject(pipe.tokenizer, config.prompts, method.subject)
+
+
 def draw(
     pipe: Pipeline,
     config: RunConfig,
@@ -192,7 +202,16 @@ def draw(
         step((index + 1) / pipe.num_timesteps)
         return state
 
-    with shared_attention(pipe, method, backend=settings.backend, seed=config.seeds[0]):
+    # of all prompts, so that every chunk finds the same subject
+    tokens = subject_tokens(pipe, config, method)
+    sharing = shared_attention(
+        pipe,
+        method,
+        backend=settings.backend,
+        seed=config.seeds[0],
+        subject_tokens=tokens and tuple(tokens[i] for i in chunk.images),
+    )
+    with sharing:
         result = pipe(
             [config.prompts[i] for i in chunk.images],
             # SDXL takes None, and not an empty text, as nothing

@@ -5,7 +5,7 @@ Knows nothing of layers, models or methods. Axes: ``g`` guidance half, ``n`` ima
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import einsum, rearrange
@@ -144,11 +144,30 @@ def pack(
         bias = bias.flatten()
     if tokens is not None:
         _check("tokens", tokens, grid, torch.bool, torch.device("cpu"))
-        kept = tokens.flatten().nonzero()[:, 0]
-        owner, kept = owner[kept], kept.to(k.device)
-        k, v = k.index_select(2, kept), v.index_select(2, kept)
-        bias = None if bias is None else bias[kept]
-    return Bank(k=k, v=v, owner=owner, bias=bias)
+    bank = Bank(k=k, v=v, owner=owner, bias=bias)
+    return bank if tokens is None else keep_tokens(bank, tokens.flatten())
+
+
+def keep_tokens(bank: Bank, kept: Tensor) -> Bank:
+    """The bank with some of its tokens, in their order; a copy.
+
+    Args:
+        bank: Of ``s`` tokens; never changed.
+        kept: Which tokens to keep, bool ``(s,)`` on the CPU.
+
+    Raises:
+        ValueError: ``kept`` is not as above.
+    """
+    _check("kept", kept, (bank.k.shape[2],), torch.bool, torch.device("cpu"))
+    rows = kept.nonzero()[:, 0]
+    index = rows.to(bank.k.device)
+    return replace(
+        bank,
+        k=bank.k.index_select(2, index),
+        v=bank.v.index_select(2, index),
+        owner=bank.owner[rows],
+        bias=None if bank.bias is None else bank.bias[index],
+    )
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bank: Bank | None = None) -> Tensor:

@@ -7,12 +7,13 @@ import torch
 from einops import rearrange
 
 from consist import sharing
+from consist.decomposition import filter_matrix
 from consist.errors import ConsistError
 from consist.methods import METHODS, build
 from consist.methods.isolated import Isolated
 from consist.methods.method import Site
 from consist.methods.spectral import Shared, Spectral
-from consist.spectrum import filter_matrix, parse_spectrum
+from consist.spectrum import parse_spectrum
 
 LAYER = "up_blocks.0.attentions.1.transformer_blocks.0.attn1"
 G, N, H, L, D = 2, 3, 2, 12, 4

@@ -5,14 +5,21 @@ from dataclasses import fields
 from typing import Any
 
 from consist.errors import ConsistError, unknown
+from consist.methods.agreement import Agreement, Notch
 from consist.methods.isolated import Isolated
 from consist.methods.method import Method
+from consist.methods.query_aware import QueryAware
+from consist.methods.sdsa import Sdsa
 from consist.methods.spectral import Shared, Spectral
 
 METHODS: dict[str, type[Method]] = {
     "isolated": Isolated,
     "shared": Shared,
     "spectral": Spectral,
+    "agreement": Agreement,
+    "notch": Notch,
+    "query_aware": QueryAware,
+    "sdsa": Sdsa,
 }
 
 
@@ -52,5 +59,6 @@ def _read(value: Any, default: Any) -> Any:
     if isinstance(default, float):
         return float(value)
     if isinstance(default, tuple):
-        return tuple(_read(part.strip(), default[0]) for part in value.split(","))
+        parts = [part.strip() for part in value.split(",")]
+        return tuple(_read(part, default[0]) for part in parts) if default else tuple(parts)
     return int(value) if value.isdecimal() else value

@@ -4,8 +4,8 @@ A method never computes attention and never sees diffusers.
 """
 
 import hashlib
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,15 +24,20 @@ class Site:
     g: int  # guidance halves
     n: int  # images in each half
     seed: int = 0
+    # where the subject is, as known from the steps before: bool (n, height * width) on the CPU
+    masks: Tensor | None = field(default=None, compare=False, repr=False)
 
-    def generator(self) -> torch.Generator:
+    def generator(self, scope: str | None = None) -> torch.Generator:
         """A new generator on the CPU for the random choices of this call.
 
-        It depends on seed, layer and progress alone: not on the global one, nor on how many calls
+        It depends on seed, scope and progress alone: not on the global one, nor on how many calls
         came before. Every call gives it anew, from its start.
+
+        Args:
+            scope: What the calls have in common that make the same choices; by default the layer.
         """
         # rounded, so that a progress computed in another precision gives the same choices
-        key = f"{self.seed}/{self.layer}/{self.progress:.5f}"
+        key = f"{self.seed}/{scope or self.layer}/{self.progress:.5f}"
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
@@ -51,3 +56,12 @@ class Method(Protocol):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Bank | None:
         """What is shared at this site, for q, k, v ``(g n) h l d``; None: nothing."""
+
+
+@runtime_checkable
+class Masked(Method, Protocol):
+    """A method that must be told where the subject is: it reads ``masks`` of a site."""
+
+    @property
+    def subject(self) -> tuple[str, ...]:
+        """The phrases of the prompts that name it; none: what all prompts start with."""

@@ -1,0 +1,111 @@
+"""Where prompts name their subject: the words, and their tokens.
+
+It must not know models; a tokenizer is CLIP's, whose tokens end in ``</w>`` where a word ends.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+from consist.errors import ConsistError
+from consist.masks import SubjectTokens
+
+WORD = re.compile(r"[\w'-]+|[^\w\s]")
+# words that no noun phrase goes on behind
+BREAKS = {
+    *("a", "an", "the", "this", "that", "these", "those", "some"),
+    *("my", "your", "his", "her", "its", "our", "their"),
+    *("of", "in", "on", "at", "under", "over", "above", "below", "behind", "beside", "near", "by"),
+    *("with", "without", "from", "to", "into", "onto", "through", "across", "inside", "outside"),
+    *("between", "against", "around", "along", "during", "before", "after", "for", "as"),
+    *("and", "or", "but", "while", "who", "which", "is", "are", "was", "were", "has", "have"),
+}
+
+
+def find_subject(
+    tokenizer: Any, prompts: Sequence[str], subject: Sequence[str] = ()
+) -> SubjectTokens:
+    """Finds the tokens that name the subject in each prompt.
+
+    Every occurrence counts, with all tokens of its words. SDXL's second tokenizer splits words as
+    its first one does, so that the positions of either hold for both.
+
+    Args:
+        tokenizer: Of the pipeline, ``pipe.tokenizer``.
+        prompts: One for each image.
+        subject: Phrases such as ``("cat", "red bus")``, of which each prompt has at least one.
+            Empty: the one that all prompts start with, see ``shared_phrase``.
+
+    Returns:
+        Positions by image and phrase, the start token being 0; () where a prompt lacks a phrase.
+
+    Raises:
+        ConsistError: A phrase is in no prompt, a prompt has no phrase, or none can be found.
+    """
+    phrases = tuple(subject) or (shared_phrase(prompts),)
+    found = tuple(tuple(_positions(tokenizer, p, phrase) for phrase in phrases) for p in prompts)
+    for number, phrase in enumerate(phrases):
+        if not any(positions[number] for positions in found):
+            raise ConsistError(
+                f"no prompt has the words of --subject {phrase!r}; they must stand there as given"
+            )
+    for prompt, positions in zip(prompts, found, strict=True):
+        if not any(positions):
+            names = " nor ".join(map(repr, phrases))
+            raise ConsistError(f"the prompt {prompt!r} does not name the subject, {names}")
+    return found
+
+
+def shared_phrase(prompts: Sequence[str]) -> str:
+    """The noun phrase that all prompts start with, without its article.
+
+    It is safe if it is the only one in what the prompts share, and ends where that ends or before:
+    at the end of a prompt, a mark, a word such as "in", or one with "-ing".
+
+    >>> shared_phrase(["A red cat on the moon", "a red cat dancing in Paris"])
+    'red cat'
+
+    Raises:
+        ConsistError: There is none, or more than one, or it may go on differently.
+    """
+    words = [WORD.findall(prompt.lower()) for prompt in prompts]
+    columns = takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))
+    shared = [column[0] for column in columns]
+    marked = " ".join("|" if _breaks(word) else word for word in shared)
+    phrases = [phrase.strip() for phrase in marked.split("|") if phrase.strip()]
+    following = [rest[len(shared)] for rest in words if len(rest) > len(shared)]
+    open_ended = not marked.endswith("|") and not all(
+        _breaks(word) or word.endswith("ing") for word in following
+    )
+    if len(phrases) != 1 or open_ended:
+        start = f"start with {' '.join(shared)!r}" if shared else "start with different words"
+        raise ConsistError(
+            f"the subject cannot be told from the prompts, which {start}; name it with --subject"
+        )
+    return phrases[0]
+
+
+def _breaks(word: str) -> bool:
+    return word in BREAKS or not word[0].isalnum()
+
+
+def _positions(tokenizer: Any, prompt: str, phrase: str) -> tuple[int, ...]:
+    """The positions of all tokens of ``phrase`` in ``prompt``, wherever it stands."""
+    wanted = tokenizer(phrase, add_special_tokens=False).input_ids
+    if not wanted:
+        raise ConsistError("a subject without a word was given")
+    ids = tokenizer(prompt, truncation=True).input_ids
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    starts = (
+        start
+        for start in range(1, len(ids) - len(wanted) + 1)
+        if ids[start : start + len(wanted)] == wanted and _ends_word(tokenizer, tokens[start - 1])
+    )
+    return tuple(position for start in starts for position in range(start, start + len(wanted)))
+
+
+def _ends_word(tokenizer: Any, token: str) -> bool:
+    return token.endswith("</w>") or token == tokenizer.bos_token
