@@ -80,6 +80,7 @@ def train_unet(
     """Learns to denoise ``latents`` ``(n, c, h, w)``; the text encoder learns along."""
     if session.device.type == "cpu":
         use_fast_cpu_attention(unet)
+    session.compile(unet, session.recipe.unet_steps)
     alphas = build_scheduler().alphas_cumprod.to(session.device)
     recipe = session.recipe
 

@@ -7,6 +7,7 @@ takes the same steps.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 EMA = 0.999
+WORTH_COMPILING = 1_000  # steps
 Report = Callable[[str, int, int, float], None]  # stage, step, steps, loss
 
 
@@ -163,6 +165,11 @@ class Session:
         trainee.adopt_average()
         if trainee.step < steps:
             raise OutOfTime
+
+    def compile(self, module: nn.Module, steps: int) -> None:
+        """Compiles a module for a long training on a CPU: a fourth faster after some minutes."""
+        if self.device.type == "cpu" and steps >= WORTH_COMPILING and shutil.which("g++"):
+            module.compile(dynamic=False)
 
     def random(self, stage: str, step: int) -> Random:
         """The random source of one step."""

@@ -109,6 +109,8 @@ def _stage(before: int, width: int) -> nn.Sequential:
 class ReaderNet(nn.Module):
     """The network: outlines by class at a quarter of the size, then attributes under an outline."""
 
+    temperatures: Tensor  # one per head, fitted after training
+
     def __init__(self) -> None:
         super().__init__()
         self.fine = nn.Sequential(nn.Conv2d(3, 32, 3, stride=2, padding=1), _stage(32, WIDTH))
@@ -125,7 +127,6 @@ class ReaderNet(nn.Module):
             nn.SiLU(),
             nn.Linear(192, sum(map(len, HEADS.values()))),
         )
-        # one per head, fitted after training
         self.register_buffer("temperatures", torch.ones(len(VIEWS) + len(HEADS)))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

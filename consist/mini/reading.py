@@ -41,8 +41,10 @@ def train_reader(
     session: Session, album: Album, latents: Tensor, vae: AutoencoderTiny
 ) -> ReaderNet:
     """Learns to read; the last pictures are kept for calibration."""
-    net = ReaderNet().to(session.device, memory_format=torch.channels_last)
+    net = ReaderNet().to(session.device)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recipe = session.recipe
+    session.compile(net, recipe.reader_steps)
 
     def loss(step: int) -> Tensor:
         rng = session.random("reader", step)
@@ -120,6 +122,7 @@ def read_batch(
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # batches of other sizes
 def calibrate(
     session: Session, net: ReaderNet, album: Album, latents: Tensor, vae: AutoencoderTiny
 ) -> None:
@@ -134,8 +137,8 @@ def calibrate(
         for head in logits:
             collected.setdefault(head, []).append((logits[head], targets[head]))
     for place, parts in enumerate(collected.values()):
-        logits, target = (torch.cat(column) for column in zip(*parts, strict=True))
-        net.temperatures[place] = best_temperature(logits, target)
+        values, truth = (torch.cat(column) for column in zip(*parts, strict=True))
+        net.temperatures[place] = best_temperature(values, truth)
 
 
 def best_temperature(logits: Tensor, target: Tensor) -> float:
