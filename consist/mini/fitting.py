@@ -30,7 +30,7 @@ class Recipe:
     """How long and how fast each stage learns."""
 
     pictures: int = 48_000
-    vae_steps: int = 8_000
+    vae_steps: int = 14_000
     vae_batch: int = 16
     vae_lr: float = 1.5e-3
     word_steps: int = 1_600
