@@ -358,51 +358,6 @@ def load_segmenter(
     )
 
 
-def published_foreground(image: Image.Image, mask: Masks, seed: int | Sequence[int]) -> Image.Image:
-    """Replaces everything but the subject by uniform noise, as CLIP-I and DreamSim were published.
-
-    The published script (byliutao/1Prompt1Story#12) replaces the pixels that CarveKit left at
-    [130, 130, 130], without a seed. Here it is the pixels outside the mask, and the seed is given;
-    another one for each picture, or the noise itself is what two pictures share.
-
-    Args:
-        mask: ``(h w)`` bool, of the picture's size.
-        seed: Of an own generator; the noise is in 0..255, per pixel and channel.
-
-    Raises:
-        ValueError: The mask has another size than the picture.
-    """
-    pixels = np.asarray(image.convert("RGB"))
-    _check_mask(pixels, mask)
-    noise = np.random.default_rng(seed).integers(256, size=pixels.shape, dtype=np.uint8)
-    return Image.fromarray(np.where(mask[..., None], pixels, noise))
-
-
-def published_background(image: Image.Image, mask: Masks, seed: int | Sequence[int]) -> Image.Image:
-    """Replaces the subject by uniform noise: the other part of ``published_foreground``.
-
-    Images of one set that are near each other here have copied the scene.
-    """
-    return published_foreground(image, ~mask, seed)
-
-
-def split_images(
-    images: Sequence[Image.Image], masks: Sequence[Masks], seed: int = 0
-) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Gives foregrounds and backgrounds; picture ``i`` has noise from the seed ``(seed, i)``.
-
-    Raises:
-        ValueError: There is not one mask of the right size per picture.
-    """
-    if len(images) != len(masks):
-        raise ValueError(f"{len(images)} images, {len(masks)} masks; allowed: as many")
-    pairs = list(enumerate(zip(images, masks, strict=True)))
-    return (
-        [published_foreground(image, mask, (seed, i)) for i, (image, mask) in pairs],
-        [published_background(image, mask, (seed, i)) for i, (image, mask) in pairs],
-    )
-
-
 @contextlib.contextmanager
 def _plain_errors(name: str) -> Iterator[None]:
     """Turns the many ways in which loading fails into one sentence."""
@@ -516,8 +471,3 @@ def _squash(images: list[Image.Image]) -> Tensor:
 def _batches(things: Sequence[Any]) -> Iterator[Sequence[Any]]:
     for start in range(0, len(things), BATCH):
         yield things[start : start + BATCH]
-
-
-def _check_mask(pixels: NDArray[np.uint8], mask: Masks) -> None:
-    if mask.shape != pixels.shape[:2] or mask.dtype != np.bool_:
-        raise ValueError(f"mask is {mask.dtype} {mask.shape}; allowed: bool {pixels.shape[:2]}")

@@ -233,7 +233,9 @@ def evaluate_benchmark(
         if isolated:
             reuse_isolated(folder, config, RunFolder(isolated / one.name))
         generate(config, folder.path, _part(watch, number, len(chosen)), model_for)
-        folder.write_record({**folder.read_record(), "tags": list(one.tags)})
+        record = folder.read_record()
+        if record.get("tags") != (tags := list(one.tags)):
+            folder.write_record({**record, "tags": tags})
         score_run(folder, judges, noun=one.subject or noun, redo=redo)
     watch(len(chosen), len(chosen))
     finished = []

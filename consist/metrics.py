@@ -1,16 +1,14 @@
-"""Embeddings, attributes and masks to scores with confidence intervals.
+"""Embeddings, attributes and masks to scores.
 
 Pure functions of numpy arrays; knows nothing of models, files or runs. A score of a set of images
-is a mean over its image pairs, and NaN where the set has nothing to measure; a score of many sets
-is an ``Interval``, in which such sets do not count. A pair is unordered and never an image with
-itself.
+is a mean over its image pairs, and NaN where the set has nothing to measure. A pair is unordered
+and never an image with itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, TypeAlias
 
@@ -18,75 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Masks: TypeAlias = NDArray[np.bool_]
-Pixels: TypeAlias = NDArray[np.uint8]
 Features: TypeAlias = NDArray[np.floating[Any]]
-
-# as many numbers as one block of the bootstrap draws
-BLOCK = 2**20
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over sets, where it probably lies, and how many sets were counted."""
-
-    value: float
-    low: float
-    high: float
-    sets: int
-
-
-def bootstrap(
-    values: ArrayLike, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0
-) -> Interval:
-    """Takes the mean over sets, with its percentile bootstrap interval (Efron 1979).
-
-    The interval is a little too narrow below some 20 sets.
-
-    Args:
-        values: One score per set, ``(n)``; NaN sets are left out and not counted.
-        level: In (0, 1), the share of intervals that cover the truth.
-        seed: Of an own generator; the same values give the same interval.
-
-    Returns:
-        All NaN without a set; ``low`` and ``high`` NaN with one, which says nothing of the spread.
-
-    Raises:
-        ValueError: ``level`` or ``resamples`` is out of range, or ``values`` is not ``(n)``.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; allowed: 0 < level < 1")
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}; allowed: resamples >= 1")
-    scores = np.asarray(values, dtype=np.float64)
-    if scores.ndim != 1:
-        raise ValueError(f"values have shape {scores.shape}; allowed: one number per set")
-    scores = scores[~np.isnan(scores)]
-    if len(scores) < 2:
-        return Interval(_mean(scores), math.nan, math.nan, len(scores))
-    means = _resampled_means(scores, resamples, np.random.default_rng(seed))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(scores.mean()), float(low), float(high), len(scores))
-
-
-def bootstrap_difference(
-    values: ArrayLike,
-    baseline: ArrayLike,
-    *,
-    resamples: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Takes the mean of ``values - baseline``, paired over sets; see ``bootstrap``.
-
-    A set counts only if neither score is NaN. The difference is there if 0 lies outside.
-
-    Raises:
-        ValueError: The two are not of one length, or as in ``bootstrap``.
-    """
-    ours, theirs = (np.asarray(x, dtype=np.float64) for x in (values, baseline))
-    if ours.shape != theirs.shape:
-        raise ValueError(f"values and baseline have shapes {ours.shape} and {theirs.shape}")
-    return bootstrap(ours - theirs, resamples=resamples, level=level, seed=seed)
 
 
 def agreement(identities: Sequence[Mapping[str, Any]]) -> float:
@@ -103,26 +33,6 @@ def agreement(identities: Sequence[Mapping[str, Any]]) -> float:
     0.5
     """
     return _mean_over_pairs(_share_agreed, identities)
-
-
-def chance_agreement(shares: Mapping[str, Mapping[Any, float]]) -> float:
-    """Gives the ``agreement`` to expect of identities drawn at random, with every attribute known.
-
-    The mean over attributes of ``sum_v p(v)^2``.
-
-    Args:
-        shares: Attribute to value to probability; each attribute sums to 1 (within 1e-6).
-
-    Returns:
-        In (0, 1]; NaN without an attribute.
-
-    Raises:
-        ValueError: The numbers of an attribute are no probabilities.
-    """
-    for attribute, table in shares.items():
-        if min(table.values(), default=0) < 0 or abs(sum(table.values()) - 1) > 1e-6:
-            raise ValueError(f"{attribute} has {dict(table)}; allowed: probabilities that sum to 1")
-    return _mean(sum(p * p for p in table.values()) for table in shares.values())
 
 
 def mask_overlap(masks: Masks) -> float:
@@ -267,25 +177,6 @@ def normalized_entropy(counts: ArrayLike) -> float:
     return abs(float((p * np.log(p)).sum())) / math.log(len(numbers))
 
 
-def spread(values: Iterable[Any], possible: Collection[Any]) -> float:
-    """Measures how evenly the values of an attribute spread; see ``normalized_entropy``.
-
-    ``n`` values reach at most ``log n / log k`` where ``n < k``.
-
-    Args:
-        values: One per image; None is unknown and left out.
-
-    Raises:
-        ValueError: A value is not possible.
-    """
-    known = [value for value in values if value is not None]
-    names = list(dict.fromkeys(possible))
-    for value in known:
-        if value not in names:
-            raise ValueError(f"value {value!r} is not among {names}")
-    return normalized_entropy([known.count(name) for name in names])
-
-
 def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike, bins: int = 10) -> float:
     """Measures how far confidence is from accuracy (Guo et al. 2017, arXiv:1706.04599, Eq. 3).
 
@@ -310,65 +201,6 @@ def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike, bins:
     return float(np.abs(gaps).sum()) / len(sure) if len(sure) else math.nan
 
 
-def masked_histogram(pixels: Pixels, mask: Masks, bins: int = 4) -> NDArray[np.float64]:
-    """Counts the colors under a mask: the baseline that every identity metric must beat.
-
-    Args:
-        pixels: ``(h w 3)`` uint8.
-        mask: ``(h w)`` bool.
-        bins: Per channel, in [1, 256], of equal width.
-
-    Returns:
-        ``(bins^3)``, red outermost, of length 1; zero for an empty mask.
-
-    Raises:
-        ValueError: The shapes do not fit, or ``bins`` is outside [1, 256].
-    """
-    _check_picture(pixels, mask)
-    if not 1 <= bins <= 256:
-        raise ValueError(f"bins is {bins}; allowed: 1 <= bins <= 256")
-    index = pixels[mask].astype(np.int64) * bins // 256
-    counts = np.bincount(index @ [bins * bins, bins, 1], minlength=bins**3).astype(np.float64)
-    return counts / max(float(np.linalg.norm(counts)), 1.0)
-
-
-def masked_crop(pixels: Pixels, mask: Masks, fill: int = 128) -> Pixels | None:
-    """Cuts the subject out: on flat gray, in its bounding box padded to a square.
-
-    Args:
-        pixels: ``(h w 3)`` uint8.
-        mask: ``(h w)`` bool.
-        fill: In [0, 255].
-
-    Returns:
-        ``(s s 3)`` uint8, a copy, the box in the middle; None for an empty mask.
-
-    Raises:
-        ValueError: The shapes do not fit.
-    """
-    _check_picture(pixels, mask)
-    if not mask.any():
-        return None
-    (top, left), (bottom, right) = np.argwhere(mask).min(0), np.argwhere(mask).max(0) + 1
-    height, width = int(bottom - top), int(right - left)
-    side = max(height, width)
-    square = np.full((side, side, 3), fill, dtype=np.uint8)
-    y, x = (side - height) // 2, (side - width) // 2
-    box = background(pixels, ~mask, fill)[top:bottom, left:right]
-    square[y : y + height, x : x + width] = box
-    return square
-
-
-def background(pixels: Pixels, mask: Masks, fill: int = 128) -> Pixels:
-    """Replaces the subject by flat gray, ``(h w 3)`` uint8, a copy; arguments as ``masked_crop``.
-
-    Raises:
-        ValueError: The shapes do not fit.
-    """
-    _check_picture(pixels, mask)
-    return np.where(mask[..., None], np.uint8(fill), pixels)
-
-
 def _mean(values: Iterable[float]) -> float:
     numbers = np.fromiter(values, dtype=np.float64)
     return float(numbers.mean()) if len(numbers) else math.nan
@@ -378,15 +210,6 @@ def _mean_over_pairs(score: Callable[[Any, Any], float], things: Iterable[Any]) 
     """Leaves out the pairs whose score is NaN."""
     scores = [score(a, b) for a, b in combinations(things, 2)]
     return _mean(x for x in scores if not math.isnan(x))
-
-
-def _resampled_means(
-    scores: NDArray[np.float64], resamples: int, generator: np.random.Generator
-) -> NDArray[np.float64]:
-    step = max(1, BLOCK // len(scores))
-    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
-    drawn = (generator.integers(len(scores), size=(size, len(scores))) for size in sizes)
-    return np.concatenate([scores[index].mean(1) for index in drawn])
 
 
 def _share_agreed(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
@@ -446,11 +269,3 @@ def _square_root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 def _kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
     kernel: NDArray[np.float64] = (x @ y.T / x.shape[1] + 1) ** 3
     return kernel
-
-
-def _check_picture(pixels: Pixels, mask: Masks) -> None:
-    if pixels.dtype != np.uint8 or pixels.shape != (*mask.shape, 3) or mask.dtype != np.bool_:
-        raise ValueError(
-            f"pixels are {pixels.dtype} {pixels.shape}, the mask {mask.dtype} {mask.shape}; "
-            "allowed: uint8 (h w 3) and bool (h w)"
-        )

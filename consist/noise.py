@@ -115,7 +115,7 @@ def shrink(s: Tensor, noise: float = 0.0, *, beta: float = 1.0) -> Tensor:
 
     Parameters as in ``keep_above_optimum``.
     """
-    x = _relative(s)
+    x = relative(s)
     level = noise_level(x, noise, beta=beta)
     high, low = (1 + math.sqrt(beta)) * level, (1 - math.sqrt(beta)) * level
     # the same root, in factors: it stays exact near the edge and needs no division by the level
@@ -126,7 +126,7 @@ def shrink(s: Tensor, noise: float = 0.0, *, beta: float = 1.0) -> Tensor:
 
 
 def _keep_above(s: Tensor, threshold: float, noise: float, beta: float) -> Tensor:
-    x = _relative(s)
+    x = relative(s)
     kept = x > threshold * noise_level(x, noise, beta=beta)
     return torch.where(kept | _is_first(s), s, 0)
 
@@ -140,7 +140,8 @@ def _share_above(angle: float, beta: float) -> float:
     return 2 / math.pi * integral
 
 
-def _relative(s: Tensor) -> Tensor:
+def relative(s: Tensor) -> Tensor:
+    """Singular values ``(... r)`` in units of the largest."""
     return s / s[..., :1].clamp_min(torch.finfo(s.dtype).tiny)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from consist.errors import ConsistError
-from consist.metrics import Interval, bootstrap, bootstrap_difference
+from consist.intervals import Interval, bootstrap, bootstrap_difference
 from consist.run import RunFolder, write_atomically
 
 FORMAT = 1

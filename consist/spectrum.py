@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from consist.errors import unknown
-from consist.noise import keep_above_edge, keep_above_optimum, shrink
+from consist.noise import keep_above_edge, keep_above_optimum, relative, shrink
 
 Spectrum = Callable[..., Tensor]
 
@@ -87,7 +87,7 @@ def keep_energy(s: Tensor, share: float) -> Tensor:
     tensor([3., 1., 0.])
     """
     _check_share("share", share)
-    energy = _relative(s).square()
+    energy = relative(s).square()
     # summed from the small end, so that a long tail is not lost in the rounding of the sum
     rest = energy.flip(-1).cumsum(-1).flip(-1)
     return torch.where((rest > (1 - share) * rest[..., :1]) | (_rank_of(s) == 0), s, 0)
@@ -100,7 +100,7 @@ def log(s: Tensor) -> Tensor:
     value (``LOG_UNIT``), since the plain logarithm depends on the scale of the matrix and is 0/0
     where all values lie below 1; and the norm is that of each matrix, not of the whole batch.
     """
-    return _with_norm_of(s, (_relative(s) / LOG_UNIT).clamp_min(1).log())
+    return _with_norm_of(s, (relative(s) / LOG_UNIT).clamp_min(1).log())
 
 
 def log2(s: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def log2(s: Tensor) -> Tensor:
 
     "log^2" of Grishina 2025, not the logarithm to base 2; same units and shapes as ``log``.
     """
-    return _with_norm_of(s, (_relative(s) / LOG_UNIT).clamp_min(1).log().square())
+    return _with_norm_of(s, (relative(s) / LOG_UNIT).clamp_min(1).log().square())
 
 
 def exp(s: Tensor, a: float) -> Tensor:
@@ -125,7 +125,7 @@ def exp(s: Tensor, a: float) -> Tensor:
     """
     if not -1 <= a <= 20:
         raise ValueError(f"a is {a}; allowed: -1 <= a <= 20")
-    x = _relative(s)
+    x = relative(s)
     return _with_norm_of(s, x * (a * x).exp())
 
 
@@ -140,7 +140,7 @@ def power(s: Tensor, p: float) -> Tensor:
     """
     if not 0 < p <= 8:
         raise ValueError(f"p is {p}; allowed: 0 < p <= 8")
-    return _with_norm_of(s, _relative(s) ** p)
+    return _with_norm_of(s, relative(s) ** p)
 
 
 def schulz(s: Tensor, n: int) -> Tensor:
@@ -160,7 +160,7 @@ def schulz(s: Tensor, n: int) -> Tensor:
     """
     if not 1 <= n <= 30:
         raise ValueError(f"n is {n}; allowed: 1 <= n <= 30")
-    x = _relative(s)
+    x = relative(s)
     for _ in range(n):
         x = x * (3 - x * x) / 2
     return _with_norm_of(s, x)
@@ -180,7 +180,7 @@ def soft(s: Tensor, t: float) -> Tensor:
     """
     if not 0 <= t <= 0.99:
         raise ValueError(f"t is {t}; allowed: 0 <= t <= 0.99")
-    return (_relative(s) - t).clamp_min(0) * s[..., :1]
+    return (relative(s) - t).clamp_min(0) * s[..., :1]
 
 
 SPECTRA: dict[str, Spectrum] = {
@@ -280,12 +280,8 @@ def _bind(function: Spectrum, parameter: inspect.Parameter, value: str) -> Spect
     return functools.partial(function, **{parameter.name: number})
 
 
-def _relative(s: Tensor) -> Tensor:
-    return s / s[..., :1].clamp_min(torch.finfo(s.dtype).tiny)
-
-
 def _with_norm_of(s: Tensor, new: Tensor) -> Tensor:
-    old_norm = torch.linalg.vector_norm(_relative(s), dim=-1, keepdim=True)
+    old_norm = torch.linalg.vector_norm(relative(s), dim=-1, keepdim=True)
     new_norm = torch.linalg.vector_norm(new, dim=-1, keepdim=True)
     return new * (old_norm / new_norm.clamp_min(torch.finfo(s.dtype).tiny)) * s[..., :1]
 

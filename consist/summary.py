@@ -12,16 +12,16 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from consist.errors import ConsistError
+from consist.intervals import jackknife
 from consist.judges.judge import Judge
 from consist.judges.reading import PictureReader, ReadingJudge, mean_known
-from consist.metrics import Features, Interval, agreement, frechet_distance, kernel_distance
+from consist.metrics import Features, agreement, frechet_distance, kernel_distance
 from consist.mini.prompts import asked, imagine
 from consist.mini.world import draw
 from consist.run import ROWS, RunFolder, identity
 from consist.scores import Evaluation, SetScores, Summary, summarize
 
 BLOCKS = 20  # of sets, left out in turn to see how far a distance varies
-NORMAL_95 = 1.96  # standard errors on either side of a 95 % interval
 
 Triple: TypeAlias = tuple[Features, Features, Features]  # shared, isolated, drawn by the world
 Distance: TypeAlias = Callable[[Features, Features], float]
@@ -151,14 +151,3 @@ def _measure(distance: Distance, triples: Sequence[Triple]) -> tuple[float, floa
     shared, isolated, drawn = (np.concatenate(column) for column in zip(*triples, strict=True))
     ours, theirs = distance(shared, drawn), distance(isolated, drawn)
     return ours, theirs, ours - theirs
-
-
-def jackknife(value: float, without: Sequence[float] | Features, sets: int) -> Interval:
-    """A 95 % interval from a statistic of all blocks, and of all but each one.
-
-    The variance is ``(b - 1) / b`` times the sum of squares about the mean, for ``b`` blocks.
-    """
-    if len(without) < 2:
-        return Interval(value, math.nan, math.nan, sets)
-    half = NORMAL_95 * math.sqrt((len(without) - 1) * float(np.var(without)))
-    return Interval(value, value - half, value + half, sets)

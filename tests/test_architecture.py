@@ -15,6 +15,8 @@ LEVELS = {
     "consist.decomposition": 0,
     "consist.sharing": 0,
     "consist.config": 0,
+    "consist.cutouts": 0,
+    "consist.intervals": 0,
     "consist.masks": 0,
     "consist.metrics": 0,
     "consist_kernels": 0,
@@ -44,6 +46,8 @@ FOREIGN = {
     "consist.config": set(),
     "consist.layers": {"diffusers"},
     "consist.masks": {"torch", "einops"},
+    "consist.cutouts": {"PIL"},
+    "consist.intervals": set(),
     "consist.metrics": set(),
     "consist.phrases": set(),
     "consist.scores": set(),
@@ -74,6 +78,7 @@ SIBLINGS = {
     "consist.mini": {"consist.mini"},
     "consist.judges": {"consist.judges"},
     "consist.report": {"consist.report"},
+    "consist.cli": {"consist.cli"},
 }
 STANDARD = {"__future__", *__import__("sys").stdlib_module_names}
 

@@ -24,12 +24,13 @@ from consist.evaluate import (
     score_run,
 )
 from consist.generate import generate
+from consist.intervals import jackknife
 from consist.judges.reading import ReadingJudge
 from consist.mini.reader import Reading, SubjectReading, Value
 from consist.mini.subjects import COLORS
 from consist.run import RunFolder
 from consist.scores import read_scores, read_summary, scores_path
-from consist.summary import chance_levels, combine, jackknife, measure_quality
+from consist.summary import chance_levels, combine, measure_quality
 
 PROMPTS = ("a cat in paris", "a cat on the moon")
 REST = {

@@ -15,7 +15,6 @@ from consist.judges import load_judges
 from consist.judges.embedding import EmbeddingJudge
 from consist.judges.judge import Row
 from consist.judges.reading import ReadingJudge, chance, identity_of, remove
-from consist.metrics import chance_agreement
 from consist.mini.prompts import asked, imagine
 from consist.mini.reader import Reading, SubjectReading, Value
 from consist.mini.world import draw
@@ -237,7 +236,8 @@ def test_chance_falls_with_what_is_left_open():
         "accessory": {"none": 0.34, "hat": 0.22, "scarf": 0.22, "glasses": 0.22},
     }
     # second colors, which few pairs both have, lower it a little
-    assert free == pytest.approx(chance_agreement(tables), abs=0.06)
+    expected = [sum(p * p for p in table.values()) for table in tables.values()]
+    assert free == pytest.approx(sum(expected) / len(expected), abs=0.06)
     assert named == 1
     assert free < chance([asked("a red cat in paris")]) < named
     assert math.isnan(chance([asked("a photo")]))

@@ -6,26 +6,20 @@ import math
 import numpy as np
 import pytest
 
+from consist.cutouts import background, masked_crop, masked_histogram
+from consist.intervals import Interval, bootstrap, bootstrap_difference
 from consist.metrics import (
-    Interval,
     agreement,
     aligned_overlap,
-    background,
-    bootstrap,
-    bootstrap_difference,
-    chance_agreement,
     cosines,
     displacement,
     expected_calibration_error,
     frechet_distance,
     kernel_distance,
     mask_overlap,
-    masked_crop,
-    masked_histogram,
     mean_pairwise_cosine,
     mean_pairwise_distance,
     normalized_entropy,
-    spread,
 )
 
 IDENTITIES = [
@@ -96,19 +90,6 @@ def test_agreement_by_hand():
     assert agreement(IDENTITIES) == pytest.approx((1 + 2 / 3 + 1 / 2) / 3)
 
 
-def test_chance_agreement_is_the_agreement_of_random_draws():
-    shares = {"coat": {"red": 0.5, "blue": 0.25, "black": 0.25}, "hat": {True: 0.9, False: 0.1}}
-    expected = (0.25 + 0.0625 + 0.0625 + 0.81 + 0.01) / 2
-    assert chance_agreement(shares) == pytest.approx(expected)
-    generator = np.random.default_rng(0)
-
-    def identity():
-        return {name: generator.choice(list(p), p=list(p.values())) for name, p in shares.items()}
-
-    found = np.mean([agreement([identity() for _ in range(5)]) for _ in range(500)])
-    assert found == pytest.approx(expected, abs=0.02)
-
-
 def test_overlap_by_hand():
     # 2 x 2 and 2 x 3 share 2 x 1; the third is away from both
     masks = mask_of((0, 0, 2, 2), (0, 1, 2, 4), (5, 5, 8, 10))
@@ -177,7 +158,7 @@ def test_entropy_by_hand():
     assert normalized_entropy([1, 1, 1, 1]) == pytest.approx(1)
     assert normalized_entropy([3, 0, 0, 0]) == 0
     assert normalized_entropy([2, 2, 0, 0]) == pytest.approx(0.5)
-    assert spread(["left", "left", None, "right"], ["left", "right"]) == pytest.approx(
+    assert normalized_entropy([2, 1]) == pytest.approx(
         -(2 / 3 * math.log2(2 / 3) + 1 / 3 * math.log2(1 / 3))
     )
 
@@ -259,7 +240,7 @@ def test_the_global_generator_is_left_alone():
 def test_many_sets_are_resampled_in_blocks(monkeypatch):
     values = draw(50)
     expected = bootstrap(values, resamples=3000)
-    monkeypatch.setattr("consist.metrics.BLOCK", 700)
+    monkeypatch.setattr("consist.intervals.BLOCK", 700)
     found = bootstrap(values, resamples=3000)
     assert found.low == pytest.approx(expected.low, abs=0.05)
     assert found.sets == 50
@@ -307,7 +288,6 @@ def test_input_is_never_changed():
         (lambda: agreement([]), "no image"),
         (lambda: agreement(IDENTITIES[:1]), "one image"),
         (lambda: agreement([{"coat": None}, {"coat": "red"}, {}]), "nothing known in both"),
-        (lambda: chance_agreement({}), "no attribute"),
         (lambda: mask_overlap(mask_of((0, 0, 2, 2))), "one mask"),
         (lambda: mask_overlap(mask_of((0, 0, 0, 0), (0, 0, 0, 0))), "empty masks"),
         (lambda: aligned_overlap(mask_of((0, 0, 0, 0), (0, 0, 0, 0))), "empty masks"),
@@ -321,7 +301,6 @@ def test_input_is_never_changed():
         (lambda: normalized_entropy([0, 0]), "no count"),
         (lambda: normalized_entropy([5]), "one possible value"),
         (lambda: normalized_entropy([]), "no possible value"),
-        (lambda: spread([None, None], ["left", "right"]), "nothing known"),
         (lambda: expected_calibration_error([], []), "no answers"),
     ],
 )
@@ -367,15 +346,12 @@ def test_a_zero_row_has_no_cosine():
         (lambda: bootstrap([1.0], resamples=0), "resamples is 0; allowed: resamples >= 1"),
         (lambda: bootstrap([[1.0]]), r"shape \(1, 1\); allowed: one number per set"),
         (lambda: bootstrap_difference([1.0], [1.0, 2.0]), r"shapes \(1,\) and \(2,\)"),
-        (lambda: chance_agreement({"hat": {1: 0.6, 2: 0.6}}), "hat has .* sum to 1"),
-        (lambda: chance_agreement({"hat": {1: 1.5, 2: -0.5}}), "hat has .* sum to 1"),
         (lambda: mask_overlap(np.zeros((2, 3, 3))), "masks are float64"),
         (lambda: mask_overlap(np.zeros((3, 3), dtype=bool)), r"bool \(3, 3\); allowed: bool"),
         (lambda: cosines(np.ones((2, 3)), np.ones((3, 3))), "allowed: one shape"),
         (lambda: mean_pairwise_cosine(np.ones(3)), r"shape \(3,\); allowed: \(n d\)"),
         (lambda: frechet_distance(np.ones((2, 3)), np.ones((2, 4))), "allowed: .*m d"),
         (lambda: normalized_entropy([1, -1]), "allowed: counts >= 0"),
-        (lambda: spread(["up"], ["left", "right"]), "value 'up' is not among"),
         (lambda: expected_calibration_error([0.5], [True, False]), "shapes"),
         (lambda: expected_calibration_error([0.5], [True], bins=0), "bins 0"),
         (lambda: expected_calibration_error([math.nan], [True]), r"outside \[0, 1\]"),

@@ -18,7 +18,7 @@ from PIL import Image
 
 from consist.config import RunConfig
 from consist.errors import ConsistError
-from consist.metrics import Interval
+from consist.intervals import Interval
 from consist.mini.scenes import SCENES
 from consist.mini.world import Figure, Picture, draw, sample_identity, sample_pose
 from consist.report import markdown_table, verdict, write_report

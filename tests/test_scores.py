@@ -6,7 +6,7 @@ import math
 import pytest
 
 from consist.errors import ConsistError
-from consist.metrics import Interval
+from consist.intervals import Interval
 from consist.run import RunFolder
 from consist.scores import (
     QUALITIES,

@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from consist.encoders import ClipEncoder, Encoder, Segmenter, split_images
+from consist.cutouts import split_images
+from consist.encoders import ClipEncoder, Encoder, Segmenter
 from consist.errors import ConsistError
 from consist.judges.judge import Row, RowScores
 from consist.metrics import mean_pairwise_cosine, mean_pairwise_distance

@@ -13,19 +13,16 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from PIL import Image, ImageFilter
 
+from consist.cutouts import Pixels, background, masked_crop, masked_histogram
 from consist.encoders import Encoder
 from consist.judges.judge import Row, RowScores
 from consist.metrics import (
     Features,
     Masks,
-    Pixels,
     agreement,
     aligned_overlap,
-    background,
     displacement,
     mask_overlap,
-    masked_crop,
-    masked_histogram,
     mean_pairwise_cosine,
 )
 from consist.mini.prompts import Asked, AskedSubject, asked, imagine_identity

@@ -16,7 +16,14 @@ from consist.mini.actions import ACTIONS
 from consist.mini.scenes import SCENES
 from consist.mini.styles import STYLES
 from consist.mini.subjects import ACCESSORIES, BUILDS, COLORS, HAIRS, PATTERNS, SIZES, SUBJECTS
-from consist.mini.world import Figure, Identity, Picture, sample_identity, sample_pose
+from consist.mini.world import (
+    Figure,
+    Identity,
+    Picture,
+    beside,
+    sample_identity,
+    sample_pose,
+)
 
 ARTICLES = {"a", "an", "the"}
 PLAIN = "plain"  # the one pattern that stands before its noun
@@ -67,15 +74,15 @@ def imagine(wish: Asked, rng: Random) -> Picture:
     """
     if not 1 <= len(wish.subjects) <= 2:
         raise ValueError(f"{len(wish.subjects)} subjects are asked for; allowed: 1 or 2")
-    poses = [replace(sample_pose(rng), action=wish.action or "standing") for _ in wish.subjects]
-    if len(poses) == 2:
-        # side by side, about as the world places two
-        poses = [replace(pose, x=0.27 + 0.46 * i, height=0.48) for i, pose in enumerate(poses)]
+    figures = [
+        Figure(identity=imagine_identity(subject, rng), pose=sample_pose(rng))
+        for subject in wish.subjects
+    ]
+    if len(figures) == 2:
+        figures = [beside(figure, side, rng) for side, figure in enumerate(figures)]
+    action = wish.action or "standing"
     return Picture(
-        figures=tuple(
-            Figure(identity=imagine_identity(subject, rng), pose=pose)
-            for subject, pose in zip(wish.subjects, poses, strict=True)
-        ),
+        figures=tuple(replace(f, pose=replace(f.pose, action=action)) for f in figures),
         scene=wish.scene or rng.choice(list(SCENES)),
         scene_seed=rng.randrange(2**31),
         style=wish.style,

@@ -151,7 +151,7 @@ def sample_picture(rng: Random) -> Picture:
     subjects = rng.sample(list(SUBJECTS), 2 if rng.random() < PAIRS else 1)
     figures = [Figure(identity=sample_identity(rng, s), pose=sample_pose(rng)) for s in subjects]
     if len(figures) == 2:
-        figures = [_beside(figure, side, rng) for figure, side in zip(figures, (0, 1), strict=True)]
+        figures = [beside(figure, side, rng) for figure, side in zip(figures, (0, 1), strict=True)]
     scenes = [scene for scene in SCENES if all((s, scene) not in HELD_OUT for s in subjects)]
     return Picture(
         figures=tuple(rng.sample(figures, len(figures))),
@@ -161,8 +161,8 @@ def sample_picture(rng: Random) -> Picture:
     )
 
 
-def _beside(figure: Figure, side: int, rng: Random) -> Figure:
-    """Makes room for another figure on the other side."""
+def beside(figure: Figure, side: int, rng: Random) -> Figure:
+    """Moves a figure to the left (0) or right (1), with room for another on the other side."""
     x, height = rng.uniform(0.24, 0.3) + 0.46 * side, rng.uniform(0.42, 0.54)
     return replace(figure, pose=replace(figure.pose, x=x, height=height, action="standing"))
 

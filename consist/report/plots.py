@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from consist.metrics import Interval
+from consist.intervals import Interval
 from consist.report.html import Html, tag
 from consist.report.runs import Group, Run
 from consist.report.text import count, ends, number

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from consist.errors import ConsistError
-from consist.metrics import Interval
+from consist.intervals import Interval
 from consist.report.text import number, plain
 from consist.run import ISOLATED, SHARED, RunFolder
 from consist.scores import (

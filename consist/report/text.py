@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from consist.metrics import Interval
+from consist.intervals import Interval
 from consist.scores import Score
 
 DASH, MINUS = "\u2013", "\u2212"

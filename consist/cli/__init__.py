@@ -1,0 +1,64 @@
+"""The command line: it parses, calls one function and prints.
+
+Heavy imports wait for the command that needs them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import typer
+from rich.table import Table
+
+from consist.cli import train
+from consist.cli.batch import batch
+from consist.cli.console import out, plain_failures
+from consist.cli.evaluate import evaluate, write_page
+
+app = typer.Typer(
+    help="Draw the same subject in many scenes with any Stable Diffusion.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(batch)
+app.command()(evaluate)
+app.command("report")(write_page)
+app.add_typer(train.app, name="train")
+
+
+def main() -> None:
+    """Runs the command line; what the user can mend is one sentence and exit code 2."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("consist").addHandler(handler)
+    app()
+
+
+@app.command()
+def models() -> None:
+    """List the models that can be used without a download."""
+    with plain_failures():
+        from consist.models import local_models
+
+        table = Table("model", "kind", "size", "where", box=None)
+        for model in local_models():
+            table.add_row(model.name, model.kind, f"{model.bytes / 2**20:.0f} MiB", str(model.path))
+        out.print(table)
+        out.print("and any SD 1.x, SD 2.x or SDXL: a hub id, a folder or a .safetensors file")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what will run here, and what to install for more."""
+    with plain_failures():
+        from consist.doctor import findings
+
+        table = Table(box=None, show_header=False)
+        for topic, finding in findings():
+            table.add_row(topic, finding)
+        out.print(table)

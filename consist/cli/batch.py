@@ -1,0 +1,168 @@
+"""``consist batch``: the same subject in several scenes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from consist.cli.console import hide_loading_bars, out, plain_failures, progress_bar, say
+from consist.cli.options import (
+    WHERE,
+    Anchors,
+    Backend,
+    BatchSize,
+    Device,
+    Dtype,
+    Fields,
+    Guidance,
+    Keys,
+    MethodName,
+    ModelName,
+    Steps,
+    Strength,
+    Values,
+    read_method,
+)
+from consist.config import RunConfig, parse_size, plan, spread_seeds
+from consist.errors import ConsistError
+
+if TYPE_CHECKING:
+    from consist.run import RunFolder
+
+
+def batch(
+    prompts: Annotated[list[str] | None, typer.Argument(help="One prompt per picture.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A text file with one prompt per line.")] = None,
+    model: ModelName = "mini",
+    method: MethodName = "spectral",
+    keys: Keys = None,
+    values: Values = None,
+    anchors: Anchors = None,
+    strength: Strength = None,
+    subject: Annotated[
+        list[str] | None,
+        typer.Option(help="Words of the prompts that name the subject; may be repeated."),
+    ] = None,
+    set_: Fields = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="One seed (then +1 per picture), or one per picture.")
+    ] = None,
+    same_noise: Annotated[
+        bool, typer.Option("--same-noise", help="Start all pictures from the same noise.")
+    ] = False,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
+    size: Annotated[
+        str | None, typer.Option(help="Pixels, as 512 or 768x512 (width x height).")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Such as ddim, euler or dpm++.")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="A LoRA, FILE or FILE:WEIGHT; may be repeated.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+    batch_size: BatchSize = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", help="Run folder; by default one in runs/.", rich_help_panel=WHERE),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also draw without sharing, from the same noise.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be drawn, and draw nothing.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the record of the run as JSON.")
+    ] = False,
+) -> None:
+    """Draw the same subject in several scenes.
+
+    consist batch "a cat in Paris" "a cat on the moon"
+    """
+    with plain_failures("The finished pictures are kept; the same command continues."):
+        texts = read_prompts(prompts or [], file)
+        width, height = parse_size(size) if size else (None, None)
+        config = RunConfig(
+            prompts=texts,
+            seeds=spread_seeds(tuple(seed or [0]), len(texts), same_noise),
+            model=model,
+            method=read_method(
+                method,
+                keys=keys,
+                values=values,
+                anchors=anchors,
+                strength=strength,
+                subject=subject,
+                pairs=set_,
+            ),
+            steps=steps,
+            guidance=guidance,
+            negative=negative,
+            width=width,
+            height=height,
+            scheduler=scheduler,
+            loras=tuple(lora or []),
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            batch_size=batch_size,
+            compare=compare,
+        )
+        if dry_run:
+            check_and_print(config)
+        else:
+            report(draw(config, folder), as_json)
+
+
+def read_prompts(given: list[str], file: Path | None) -> tuple[str, ...]:
+    """The prompts of the command line and of a file, in that order; empty lines are skipped."""
+    lines: list[str] = []
+    if file:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConsistError(f"prompts cannot be read from {file}: {error}") from error
+    return (*given, *(line.strip() for line in lines if line.strip()))
+
+
+def check_and_print(config: RunConfig) -> None:
+    """Checks what can be checked without the model, and prints the config."""
+    from consist.methods import build
+    from consist.run import default_folder
+
+    count = len(config.prompts)
+    plan(count, build(config.method).anchor_count(count), config.batch_size)
+    out.print_json(json.dumps({**config.to_json(), "out": str(default_folder(config))}))
+
+
+def draw(config: RunConfig, folder: Path | None) -> RunFolder:
+    """Draws a run behind a progress bar."""
+    with progress_bar("drawing") as watch:
+        from consist.generate import generate
+
+        hide_loading_bars()
+        return generate(config, folder, watch)
+
+
+def report(folder: RunFolder, as_json: bool) -> None:
+    """Says what was written and where."""
+    record = folder.read_record()
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder.path), **record}, ensure_ascii=False))
+        return
+    for image in record["images"]:
+        out.print(
+            f"{folder.path / image['file']}  seed {image['seed']}  {image['prompt']}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    seconds, memory = record["seconds"], record["peak_memory_gib"]
+    say(f"{folder.grid_path}  all in one picture")
+    say(f"drawn in {seconds:.1f} s, at most {memory:.1f} GiB of memory")

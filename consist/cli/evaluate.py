@@ -1,0 +1,261 @@
+"""``consist evaluate`` and ``consist report``: runs to numbers, and to a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from consist.cli.console import hide_loading_bars, out, plain_failures, progress_bar, say
+from consist.cli.options import (
+    WHERE,
+    Anchors,
+    Backend,
+    BatchSize,
+    Device,
+    Dtype,
+    Fields,
+    Guidance,
+    Keys,
+    MethodName,
+    ModelName,
+    Steps,
+    Strength,
+    Values,
+    read_method,
+)
+from consist.errors import ConsistError
+
+if TYPE_CHECKING:
+    from consist.benchmarks import PromptSet
+    from consist.scores import Evaluation, Summary
+
+BENCHMARK = "Drawing a benchmark"
+ENCODERS = "Encoders, by hub id or folder"
+ARROWS = {1: "↑", -1: "↓", 0: ""}
+# what says nothing without --benchmark
+DRAWN = (
+    *("tag", "limit", "shard", "model", "method", "keys", "values", "anchors", "strength", "set_"),
+    *("steps", "guidance", "seed", "dtype", "backend", "batch_size", "isolated"),
+)
+
+
+def evaluate(
+    context: typer.Context,
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders, or folders of run folders.")
+    ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            help="Draw and measure these sets: mini-sets or a .yaml file in ConsiStory+'s format.",
+            rich_help_panel=BENCHMARK,
+        ),
+    ] = None,
+    tag: Annotated[
+        str | None, typer.Option(help="Only sets with this tag.", rich_help_panel=BENCHMARK)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many sets.", rich_help_panel=BENCHMARK)
+    ] = None,
+    shard: Annotated[
+        str,
+        typer.Option(help="Draw part I of N only, as I/N.", rich_help_panel=BENCHMARK),
+    ] = "1/1",
+    model: ModelName = "mini",
+    method: MethodName = "spectral",
+    keys: Keys = None,
+    values: Values = None,
+    anchors: Anchors = None,
+    strength: Strength = None,
+    set_: Fields = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Annotated[int, typer.Option(help="Added to the seed of every set.")] = 0,
+    isolated: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of another --benchmark; rows without sharing that fit are copied.",
+            rich_help_panel=BENCHMARK,
+        ),
+    ] = None,
+    reader: Annotated[
+        bool | None,
+        typer.Option(help="The reader of the mini world; by default for the model mini."),
+    ] = None,
+    clip: Annotated[str | None, typer.Option(help="For CLIP-T.", rich_help_panel=ENCODERS)] = None,
+    clip_i: Annotated[
+        str | None, typer.Option(help="For CLIP-I.", rich_help_panel=ENCODERS)
+    ] = None,
+    dino: Annotated[str | None, typer.Option(help="For DINO.", rich_help_panel=ENCODERS)] = None,
+    dreamsim: Annotated[
+        str | None, typer.Option(help="Kind of DreamSim: ensemble, …", rich_help_panel=ENCODERS)
+    ] = None,
+    segmenter: Annotated[
+        str | None,
+        typer.Option(help="CLIPSeg, to measure subject and background.", rich_help_panel=ENCODERS),
+    ] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(help="What the segmenter shall find.", rich_help_panel=ENCODERS),
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+    batch_size: BatchSize = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Where the summary goes; with --benchmark the folder of all runs.",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Measure again what was measured before.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Measure consistency, beside the same run without sharing.
+
+    consist evaluate runs/cat
+    consist evaluate --benchmark mini-sets --method spectral
+    """
+    with plain_failures("What is finished is kept; the same command continues."):
+        check_purpose(context, runs, benchmark)
+        settings = {
+            "model": model,
+            "method": read_method(
+                method, keys=keys, values=values, anchors=anchors, strength=strength, pairs=set_
+            ),
+            "steps": steps,
+            "guidance": guidance,
+            "device": device,
+            "dtype": dtype,
+            "backend": backend,
+            "batch_size": batch_size,
+        }
+        encoders = {
+            "clip": clip,
+            "clip_i": clip_i,
+            "dino": dino,
+            "dreamsim": dreamsim,
+            "segmenter": segmenter,
+        }
+        sets, chosen = read_sets(benchmark, tag, limit, shard) if benchmark else ([], [])
+        with progress_bar("measuring") as watch:
+            from consist.evaluate import default_out, evaluate_benchmark, evaluate_runs
+            from consist.judges import load_judges
+            from consist.models import MINI
+            from consist.run import find_runs
+            from consist.scores import SUMMARY, write_summary
+
+            hide_loading_bars()
+            folders = [run for path in runs or [] for run in find_runs(path)]
+            models = {one.read_config().model for one in folders} or {model}
+            if reader is None:
+                reader = models == {MINI}
+            judges = load_judges(reader=reader, **encoders, device=device)
+            if benchmark:
+                place = folder or default_out(benchmark, settings, seed)
+                evaluation = evaluate_benchmark(
+                    sets,
+                    judges,
+                    place,
+                    settings,
+                    chosen=chosen,
+                    seed=seed,
+                    noun=subject,
+                    isolated=isolated,
+                    redo=redo,
+                    watch=watch,
+                )
+                write_summary(place / SUMMARY, evaluation)
+            else:
+                evaluation = evaluate_runs(folders, judges, noun=subject, redo=redo, watch=watch)
+                if folder:
+                    write_summary(folder, evaluation)
+        if as_json:
+            typer.echo(json.dumps(evaluation.to_json(), ensure_ascii=False))
+        else:
+            show_evaluation(evaluation)
+
+
+def read_sets(
+    benchmark: str, tag: str | None, limit: int | None, shard: str
+) -> tuple[list[PromptSet], list[PromptSet]]:
+    """All sets of a benchmark, and those to draw now."""
+    from consist.benchmarks import load_benchmark, select
+
+    sets = load_benchmark(benchmark)
+    return sets, select(sets, tag=tag, limit=limit, shard=shard)
+
+
+def check_purpose(context: typer.Context, runs: list[Path] | None, benchmark: str | None) -> None:
+    """Makes sure that either runs or a benchmark was given, with options that fit."""
+    if bool(runs) == bool(benchmark):
+        raise ConsistError("give either run folders or --benchmark")
+    if not benchmark:
+        for name in DRAWN:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                option = f"--{name.strip('_').replace('_', '-')}"
+                raise ConsistError(f"{option} goes with --benchmark; runs are drawn as they were")
+
+
+def show_evaluation(evaluation: Evaluation) -> None:
+    """Prints the scores of all sets, and the identity agreement of the sets of each tag."""
+    from consist.scores import QUALITIES, SCORES
+
+    columns = ("sets", "with", "without", "difference")
+    table = Table("score", "", *columns, box=None, padding=(0, 1))
+    for name, summary in {**evaluation.scores, **evaluation.quality}.items():
+        if summary.value.sets:
+            score = {**SCORES, **QUALITIES}[name]
+            table.add_row(score.title, ARROWS[score.better], *cells(summary))
+    out.print(table)
+    if "identity" in evaluation.scores:
+        table = Table("identity", *columns, "world", "model", box=None, padding=(0, 1))
+        for tag, scores in {"": evaluation.scores, **evaluation.tags}.items():
+            levels = (number(evaluation.chance[tag][name]) for name in ("world", "measured"))
+            table.add_row(tag or "all", *cells(scores["identity"]), *levels)
+        out.print("", table)
+        out.print("world, model: agreement of unrelated subjects that are described alike")
+    say(f"{len(evaluation.runs)} runs, with and without sharing; in brackets 95 % intervals")
+
+
+def cells(summary: Summary) -> tuple[str, ...]:
+    """Sets, both rows, and the difference with its interval."""
+    gap = summary.difference
+    difference = f"{number(gap.value, '+')} [{number(gap.low, '+')} {number(gap.high, '+')}]"
+    values = (number(summary.value.value), number(summary.isolated.value))
+    return str(gap.sets), *values, difference
+
+
+def number(value: float, sign: str = "") -> str:
+    """Three decimals; a dash for what is not known."""
+    return "-" if math.isnan(value) else f"{value:{sign}.3f}"
+
+
+def write_page(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of run folders.")],
+    page: Annotated[
+        Path, typer.Option("--out", help="The page; a Markdown table is written beside it.")
+    ] = Path("report.html"),
+) -> None:
+    """Write one HTML page about runs: scores, plots and pictures, with and without sharing.
+
+    consist report runs/cat
+    """
+    with plain_failures():
+        from consist.report import write_report
+        from consist.run import find_runs
+        from consist.scores import SUMMARY, read_summary
+
+        folders = [run for path in runs for run in find_runs(path)]
+        summaries = [path / SUMMARY for path in runs if (path / SUMMARY).exists()]
+        say(f"{write_report(folders, page, [read_summary(path) for path in summaries])}")

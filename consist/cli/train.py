@@ -1,0 +1,48 @@
+"""``consist train``: models that are trained here."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress, TaskID, TextColumn
+
+from consist.cli.console import err, out, plain_failures
+
+app = typer.Typer(help="Train models.", no_args_is_help=True)
+
+
+@app.command("mini")
+def train_mini(
+    folder: Annotated[Path, typer.Argument(help="Work folder; run again to continue.")],
+    minutes: Annotated[
+        float, typer.Option(help="Stop, with a checkpoint, after so long.")
+    ] = math.inf,
+    steps: Annotated[int | None, typer.Option(help="Steps of the denoiser.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+) -> None:
+    """Train the embedded model from scratch."""
+    with plain_failures("The last checkpoint is kept; the same command continues."):
+        from consist.mini.fitting import OutOfTime, Recipe
+        from consist.mini.train import train
+        from consist.models import pick_device
+
+        given: dict[str, Any] = {"minutes": minutes, "unet_steps": steps, "unet_batch": batch_size}
+        recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
+        with Progress(
+            *Progress.get_default_columns(), TextColumn("{task.fields[loss]}"), console=err
+        ) as progress:
+            tasks: dict[str, TaskID] = {}
+
+            def watch(stage: str, step: int, count: int, loss: float) -> None:
+                if stage not in tasks:
+                    tasks[stage] = progress.add_task(stage, total=count, loss="")
+                progress.update(tasks[stage], completed=step, loss=f"loss {loss:.4f}")
+
+            try:
+                out.print(f"written to {train(folder, recipe, pick_device(device), watch)}")
+            except OutOfTime:
+                out.print("out of time; run the same command to continue")
