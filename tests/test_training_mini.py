@@ -10,7 +10,13 @@ from torch import nn
 from consist.errors import ConsistError
 from consist.mini.architecture import build_scheduler, build_tokenizer, build_unet
 from consist.mini.autoencoder import Album, crop, draw_pictures, off_standard, picture
-from consist.mini.denoiser import diffuse, stratified_timesteps, use_fast_cpu_attention
+from consist.mini.denoiser import (
+    SUBJECT_WEIGHT,
+    diffuse,
+    stratified_timesteps,
+    subject_weights,
+    use_fast_cpu_attention,
+)
 from consist.mini.fitting import OutOfTime, Recipe, Session
 from consist.mini.reader import load_reader
 from consist.mini.train import train
@@ -69,6 +75,14 @@ def test_noise_and_velocity_are_those_of_diffusers():
     noisy, velocity = diffuse(clean, noise, scheduler.alphas_cumprod[timesteps])
     torch.testing.assert_close(noisy, scheduler.add_noise(clean, noise, timesteps))
     torch.testing.assert_close(velocity, scheduler.get_velocity(clean, noise, timesteps))
+
+
+def test_errors_on_figures_count_more_where_they_show():
+    masks = np.zeros((2, 2, 4, 4), np.uint8)
+    masks[:, 1, :2] = 255  # the upper half, by the second figure
+    clear, hidden = subject_weights(masks, torch.tensor([1.0, 0.0]))
+    assert clear.tolist() == [[[1 + SUBJECT_WEIGHT] * 2, [1.0] * 2]]
+    assert hidden.tolist() == [[[1.0] * 2] * 2]
 
 
 def test_timesteps_are_one_from_each_part():

@@ -30,13 +30,13 @@ class Recipe:
     """How long and how fast each stage learns."""
 
     pictures: int = 48_000
-    vae_steps: int = 14_000
+    vae_steps: int = 12_500
     vae_batch: int = 16
     vae_lr: float = 1.5e-3
     word_steps: int = 1_600
     word_batch: int = 128
     word_lr: float = 2e-3
-    unet_steps: int = 12_000
+    unet_steps: int = 14_500
     unet_batch: int = 32
     unet_lr: float = 1e-3
     reader_steps: int = 4_000

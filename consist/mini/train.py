@@ -65,7 +65,7 @@ def _train(folder: Path, recipe: Recipe, device: torch.device, report: Report) -
     unet = build_unet().to(device, memory_format=torch.channels_last)
     train_words(session, tokenizer, encoder)
     try:
-        train_unet(session, tokenizer, encoder, unet, latents)
+        train_unet(session, tokenizer, encoder, unet, latents, album)
     except OutOfTime:
         export(folder / "mini", tokenizer, encoder, vae, unet)
         raise
