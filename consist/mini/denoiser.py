@@ -86,7 +86,6 @@ def train_unet(
     """
     if session.device.type == "cpu":
         use_fast_cpu_attention(unet)
-    session.compile(unet, session.recipe.unet_steps)
     alphas = build_scheduler().alphas_cumprod.to(session.device)
     recipe = session.recipe
 

@@ -7,7 +7,6 @@ takes the same steps.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -21,7 +20,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 EMA = 0.999
-WORTH_COMPILING = 1_000  # steps
 Report = Callable[[str, int, int, float], None]  # stage, step, steps, loss
 
 
@@ -36,10 +34,10 @@ class Recipe:
     word_steps: int = 1_600
     word_batch: int = 128
     word_lr: float = 2e-3
-    unet_steps: int = 14_500
+    unet_steps: int = 9_500
     unet_batch: int = 32
     unet_lr: float = 1e-3
-    reader_steps: int = 4_000
+    reader_steps: int = 4_200
     reader_batch: int = 48
     reader_lr: float = 2e-3
     warmup: int = 200
@@ -165,11 +163,6 @@ class Session:
         trainee.adopt_average()
         if trainee.step < steps:
             raise OutOfTime
-
-    def compile(self, module: nn.Module, steps: int) -> None:
-        """Compiles a module for a long training on a CPU: a fourth faster after some minutes."""
-        if self.device.type == "cpu" and steps >= WORTH_COMPILING and shutil.which("g++"):
-            module.compile(dynamic=False)
 
     def random(self, stage: str, step: int) -> Random:
         """The random source of one step."""

@@ -44,7 +44,6 @@ def train_reader(
     net = ReaderNet().to(session.device)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recipe = session.recipe
-    session.compile(net, recipe.reader_steps)
 
     def loss(step: int) -> Tensor:
         rng = session.random("reader", step)
@@ -122,7 +121,6 @@ def read_batch(
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # batches of other sizes
 def calibrate(
     session: Session, net: ReaderNet, album: Album, latents: Tensor, vae: AutoencoderTiny
 ) -> None:
