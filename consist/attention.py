@@ -23,9 +23,12 @@ from einops import rearrange
 from torch import Tensor
 
 from consist.backend import attend, choose
-from consist.layers import attention_layers, grid_of, recorded_layers, refuse_unusual
+from consist.correspondence import RecordedFeatures
+from consist.cross_attention import IdentityAttnProcessor
+from consist.layers import attention_layers, refuse_unusual
 from consist.masks import GivenMasks, RecordedMasks, SubjectTokens
-from consist.methods.method import Masked, Method, Site
+from consist.methods.method import Injecting, Masked, Method, Prompting, Rewriting
+from consist.recorders import UNetCall, listen
 
 TRAIN_TIMESTEPS = 1000  # of every Stable Diffusion; used when only a UNet is given
 
@@ -59,81 +62,35 @@ def shared_attention(
         backend: Which version of ``attend`` runs; see ``consist.backend``.
         seed: Source of a method's random choices, such as random anchors.
         subject_tokens: Where each prompt of a batch names the subject, of ``find_subject``. A
-            method such as ``Sdsa`` needs them, or ``masks``; others take neither.
+            method such as ``Sdsa`` needs them, or ``masks``; ``OnePrompt`` needs those of
+            ``identity_tokens``; others take neither.
         masks: Where the subject is, bool ``(n, rows, columns)`` of any grid, instead of what
-            cross-attention says.
+            cross-attention says; ``(n, c, rows, columns)`` of several subjects.
 
     Raises:
         TypeError: ``pipe`` has no ``UNet2DConditionModel``.
         ValueError: No self-attention layer is covered, or an argument does not fit.
-        NotImplementedError: A covered or recorded layer does more than plain attention.
+        NotImplementedError: A layer that is covered, recorded or changed does more than plain
+            attention.
     """
     unet = _unet_of(pipe)
     layers = covered_layers(unet, method)
     source = _mask_source(method, subject_tokens, masks)
-    call = UNetCall(_halves_reader(pipe, guidance_halves), _train_timesteps(pipe), seed, source)
+    features = RecordedFeatures() if isinstance(method, Injecting) else None
+    halves = _halves_reader(pipe, guidance_halves)
+    call = UNetCall(halves, _train_timesteps(pipe), seed, source, features)
     name, _ = choose(backend, unet.device, unet.dtype)
     with ExitStack() as restore:
-        handle = unet.register_forward_pre_hook(call, with_kwargs=True)
-        restore.callback(handle.remove)
-        if isinstance(source, RecordedMasks):
-            for layer, attn in recorded_layers(unet).items():
-                recorder = CrossAttentionRecorder(layer, call, source)
-                handle = attn.register_forward_pre_hook(recorder, with_kwargs=True)
-                restore.callback(handle.remove)
+        for handle in listen(unet, method, layers, call):
+            restore.callback(handle.remove)
         for layer, attn in layers.items():
             restore.callback(attn.set_processor, attn.processor)
             attn.set_processor(SharedAttnProcessor(layer, method, call, name))
+        if isinstance(method, Prompting) and subject_tokens is not None:
+            for layer, attn in _plain_layers(attention_layers(unet, ".attn2")).items():
+                restore.callback(attn.set_processor, attn.processor)
+                attn.set_processor(IdentityAttnProcessor(layer, method, call.site, subject_tokens))
         yield
-
-
-class UNetCall:
-    """What the UNet call that is under way says of itself; read by a hook, never counted."""
-
-    def __init__(
-        self,
-        halves: Callable[[], int],
-        train_timesteps: int,
-        seed: int,
-        masks: GivenMasks | RecordedMasks | None,
-    ):
-        self._halves = halves
-        self._train_timesteps = train_timesteps
-        self._seed = seed
-        self._masks = masks
-
-    def __call__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Reads the arguments of the UNet, as its pre-hook."""
-        sample = kwargs["sample"] if "sample" in kwargs else args[0]
-        timestep = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1])
-        if timestep.numel() > 1 and not bool((timestep == timestep.flatten()[0]).all()):
-            raise NotImplementedError("shared attention needs one timestep for the whole batch")
-        self.progress = 1.0 - float(timestep.flatten()[0]) / self._train_timesteps
-        self.height, self.width = sample.shape[-2:]
-        self.g = self._halves()
-        if sample.shape[0] % self.g:
-            raise ValueError(f"a batch of {sample.shape[0]} cannot hold {self.g} guidance halves")
-        self.n = sample.shape[0] // self.g
-        if self._masks:
-            self._masks.begin(self.progress, self.n)
-
-    def grid(self, tokens: int) -> tuple[int, int]:
-        """The height and width of a layer that looks at ``tokens`` tokens in this call."""
-        return grid_of(tokens, self.height, self.width)
-
-    def site(self, layer: str, tokens: int) -> Site:
-        """Describes the layer that looks at ``tokens`` tokens in this call."""
-        height, width = self.grid(tokens)
-        return Site(
-            layer=layer,
-            height=height,
-            width=width,
-            progress=self.progress,
-            g=self.g,
-            n=self.n,
-            seed=self._seed,
-            masks=self._masks.read(height, width) if self._masks else None,
-        )
 
 
 class SharedAttnProcessor:
@@ -163,41 +120,19 @@ class SharedAttnProcessor:
             for project in (attn.to_q, attn.to_k, attn.to_v)
         )
 
-        bank = self.method(query, key, value, self.call.site(self.layer, query.shape[2]))
+        site = self.call.site(self.layer, query.shape[2])
+        if isinstance(self.method, Rewriting):
+            query, key, value = self.method.rewrite(query, key, value, site)
+        bank = self.method(query, key, value, site)
 
         hidden_states = attend(query, key, value, bank, self.backend)
 
         hidden_states = rearrange(hidden_states, "b h l d -> b l (h d)")
         dropout: torch.nn.Module = attn.to_out[1]
-        return dropout(attn.to_out[0](hidden_states))
-
-
-class CrossAttentionRecorder:
-    """Tells ``masks`` what a cross-attention layer sees in the conditional half.
-
-    A pre-hook that computes queries and keys once more beside the layer, which keeps its own
-    processor, also that of an IP-Adapter, and gives what it gave. With an IP-Adapter it reads the
-    attention to the text.
-    """
-
-    def __init__(self, layer: str, call: UNetCall, masks: RecordedMasks):
-        self.layer = layer
-        self.call = call
-        self.masks = masks
-
-    @torch.no_grad()
-    def __call__(self, attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Reads the arguments of the layer: ``(g n) l c`` and the text ``(g n) s c``."""
-        if kwargs.get("attention_mask") is not None:
-            raise NotImplementedError(f"{self.layer} was given a mask of the text")
-        hidden_states, context = args[0], kwargs["encoder_hidden_states"]
-        text = context[0] if isinstance(context, tuple) else context
-        # the halves are stacked unconditional first
-        q, k = (
-            rearrange(project(x[-self.call.n :]), "n l (h d) -> n h l d", h=attn.heads)
-            for project, x in ((attn.to_q, hidden_states), (attn.to_k, text))
-        )
-        self.masks.add(q, k, *self.call.grid(q.shape[2]))
+        hidden_states = dropout(attn.to_out[0](hidden_states))
+        if isinstance(self.method, Injecting):
+            hidden_states = self.method.inject(hidden_states, site)
+        return hidden_states
 
 
 def covered_layers(unet: UNet2DConditionModel, method: Method) -> dict[str, Attention]:
@@ -207,16 +142,21 @@ def covered_layers(unet: UNet2DConditionModel, method: Method) -> dict[str, Atte
     if not covered:
         known = ", ".join(sorted({name.split(".attentions")[0] for name in layers})) or "none"
         raise ValueError(f"no self-attention layer is covered by {method}; this UNet has {known}")
-    for name, attn in covered.items():
+    return _plain_layers(covered)
+
+
+def _plain_layers(layers: dict[str, Attention]) -> dict[str, Attention]:
+    """The layers, all of which are plain attention with a stock processor."""
+    for name, attn in layers.items():
         _refuse_foreign(name, attn)
         refuse_unusual(name, attn)
-    return covered
+    return layers
 
 
 def _refuse_foreign(layer: str, attn: Attention) -> None:
     """Raises unless the layer has a stock processor."""
     known = (AttnProcessor, AttnProcessor2_0, XFormersAttnProcessor, SlicedAttnProcessor)
-    if not isinstance(attn.processor, (*known, SharedAttnProcessor)):
+    if not isinstance(attn.processor, (*known, SharedAttnProcessor, IdentityAttnProcessor)):
         used = type(attn.processor).__name__
         raise NotImplementedError(f"{layer} already has a processor of its own, {used}")
 
@@ -226,6 +166,11 @@ def _mask_source(
 ) -> GivenMasks | RecordedMasks | None:
     """What tells the method where the subject is; None if it does not ask."""
     name = type(method).__name__
+    if isinstance(method, Prompting):
+        if masks is not None or (tokens is not None) != (method.ipca > 0):
+            wants = "those tokens that identity_tokens gives" if method.ipca else "neither"
+            raise ValueError(f"subject_tokens or masks: {name} takes {wants}")
+        return None
     given = tokens is not None or masks is not None
     if isinstance(method, Masked) != given:
         wants = "neither" if given else "one of them (find_subject gives tokens)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
@@ -38,6 +39,17 @@ def recorded_layers(unet: UNet2DConditionModel) -> dict[str, Attention]:
     for name, attn in recorded.items():
         refuse_unusual(name, attn)
     return recorded
+
+
+def feature_block(unet: UNet2DConditionModel) -> torch.nn.Module:
+    """The decoder block whose output tells which places of pictures show the same.
+
+    The third from the end, or the first: ``up_blocks.0`` of SDXL (ConsiStory, appendix B),
+    ``up_blocks.1`` of SD 1 and 2 (DIFT, arXiv:2306.03881). It gives half the latent's grid, where
+    a place is 16 pixels wide; in a UNet of two levels, the latent's own.
+    """
+    block: torch.nn.Module = unet.up_blocks[max(0, len(unet.up_blocks) - 3)]
+    return block
 
 
 def level_of(layer: str, last: int) -> int:

@@ -93,7 +93,7 @@ def otsu(x: Tensor) -> Tensor:
 
 
 def find_masks(maps: Tensor, height: int, width: int) -> Tensor:
-    """Masks of the subject on a grid: what any of the phrases attends to (ConsiStory, eq. 7).
+    """Masks on a grid: what attends to each phrase (ConsiStory, arXiv:2402.03286, eq. 7).
 
     Each map is brought to the grid, stretched to [0, 1] and cut at its own threshold.
 
@@ -103,11 +103,11 @@ def find_masks(maps: Tensor, height: int, width: int) -> Tensor:
         width: Columns of that grid.
 
     Returns:
-        bool ``(n, height * width)``. A flat map, such as that of an absent phrase, names no place.
+        bool ``(n, c, height * width)``. A flat map, as of an absent phrase, names no place.
     """
     maps = F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
     maps = normalize(rearrange(maps, "n c height width -> n c (height width)"))
-    return (maps >= otsu(maps)[..., None]).any(1)
+    return maps >= otsu(maps)[..., None]
 
 
 class RecordedMasks:
@@ -129,6 +129,8 @@ class RecordedMasks:
         if not all(any(phrases) for phrases in tokens):
             raise ValueError(f"tokens is {tokens}; allowed: at least one token for every image")
         self.tokens = tokens
+        # which phrases each prompt has, bool (n, c)
+        self.named = torch.tensor([[bool(phrase) for phrase in phrases] for phrases in tokens])
         self._progress = 0.0
         # by length of the text and device
         self._weights: dict[tuple[int, torch.device], Tensor] = {}
@@ -159,7 +161,7 @@ class RecordedMasks:
         self._waiting[height, width] = self._waiting.get((height, width), 0) + maps
 
     def read(self, height: int, width: int) -> Tensor | None:
-        """The masks on a grid, bool ``(n, l)`` on the CPU; None before the second step."""
+        """The masks on a grid, bool ``(n, c, l)`` on the CPU; None before the second step."""
         if not self._sums:
             return None
         if (height, width) not in self._masks:
@@ -180,20 +182,26 @@ class RecordedMasks:
 class GivenMasks:
     """Masks that are known beforehand.
 
+    Of several subjects, an image whose prompt lacks one has an empty mask of it. A single subject
+    is that of every image, even where its mask is empty.
+
     Args:
-        masks: bool ``(n, rows, columns)`` of any grid, such as the picture's pixels.
+        masks: bool ``(n, rows, columns)`` of any grid, such as the picture's pixels; of several
+            subjects ``(n, c, rows, columns)``.
 
     Raises:
         ValueError: The shape or type is another.
     """
 
     def __init__(self, masks: Tensor):
-        if masks.ndim != 3 or masks.dtype != torch.bool:
+        if masks.ndim not in (3, 4) or masks.dtype != torch.bool or 0 in masks.shape:
             raise ValueError(
                 f"masks is {masks.dtype} {tuple(masks.shape)}; allowed: torch.bool (n, rows, "
-                "columns)"
+                "columns) or (n, c, rows, columns), none of them 0"
             )
-        self._given = masks.cpu().float()
+        by_phrase = masks.cpu() if masks.ndim == 4 else masks.cpu()[:, None]
+        self.named = by_phrase.flatten(2).any(-1) | (by_phrase.shape[1] == 1)
+        self._given = by_phrase.float()
         self._masks: dict[tuple[int, int], Tensor] = {}
 
     def begin(self, progress: float, images: int) -> None:
@@ -205,10 +213,10 @@ class GivenMasks:
         _check_images("masks are", len(self._given), images)
 
     def read(self, height: int, width: int) -> Tensor:
-        """The masks on a grid, bool ``(n, l)`` on the CPU: places that are subject by half."""
+        """The masks on a grid, bool ``(n, c, l)`` on the CPU: places that are subject by half."""
         if (height, width) not in self._masks:
-            share = F.interpolate(self._given[:, None], (height, width), mode="area")
-            self._masks[height, width] = rearrange(share >= 0.5, "n 1 h w -> n (h w)")
+            share = F.interpolate(self._given, (height, width), mode="area")
+            self._masks[height, width] = rearrange(share >= 0.5, "n c h w -> n c (h w)")
         return self._masks[height, width]
 
 

@@ -88,6 +88,51 @@ def shared_phrase(prompts: Sequence[str]) -> str:
     return phrases[0]
 
 
+def split_identity(
+    prompts: Sequence[str], subject: Sequence[str] = ()
+) -> tuple[str, tuple[str, ...]]:
+    """Splits prompts into the identity that all start with, and what each goes on with.
+
+    >>> split_identity(["a cat in Paris", "a cat, on the moon"])
+    ('a cat', ('in Paris', 'on the moon'))
+
+    Args:
+        prompts: One for each image.
+        subject: Phrases such as ``("red cat",)``, with the last of which the identity ends. Empty:
+            the one that all prompts start with, see ``shared_phrase``.
+
+    Returns:
+        The identity, and the rest of each prompt, "" where there is none.
+
+    Raises:
+        ConsistError: A prompt lacks a phrase, prompts differ before it, or none can be found.
+    """
+    phrases = tuple(subject) or (shared_phrase(prompts),)
+    ends = [max(_end_of(prompt, phrase) for phrase in phrases) for prompt in prompts]
+    starts = [prompt[:end] for prompt, end in zip(prompts, ends, strict=True)]
+    for start in starts:
+        if WORD.findall(start.lower()) != WORD.findall(starts[0].lower()):
+            raise ConsistError(
+                "prompts that become one must start alike up to the subject, "
+                f"not with {starts[0]!r} and {start!r}"
+            )
+    rests = (prompt[end:] for prompt, end in zip(prompts, ends, strict=True))
+    return starts[0].strip(), tuple(rest.strip(" ,;:") for rest in rests)
+
+
+def _end_of(prompt: str, phrase: str) -> int:
+    """The end of the first occurrence of ``phrase`` in ``prompt``, in letters."""
+    words = list(WORD.finditer(prompt))
+    wanted = WORD.findall(phrase.lower())
+    if not wanted:
+        raise ConsistError("a subject without a word was given")
+    for start in range(len(words) - len(wanted) + 1):
+        found = words[start : start + len(wanted)]
+        if [word.group().lower() for word in found] == wanted:
+            return found[-1].end()
+    raise ConsistError(f"the prompt {prompt!r} does not name the subject, {phrase!r}")
+
+
 def _breaks(word: str) -> bool:
     return word in BREAKS or not word[0].isalnum()
 

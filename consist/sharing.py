@@ -22,9 +22,9 @@ class Bank:
     Args:
         k: Keys ``(g h s d)``; ``s`` may be 0.
         v: Values ``(g h s d)``.
-        owner: Image that each token comes from, int64 ``(s,)`` on the CPU: its index in the batch,
-            or ``n`` and above for images that are not in the batch. No image sees its own tokens
-            here, since it has them already.
+        owner: Image that each token comes from, int64 ``(s,)`` on the CPU: its index in the batch.
+            No image sees its own tokens here, since it has them already. ``n`` and above for images
+            that are not in the batch, or for tokens that ``visible`` must tell apart.
         bias: Natural logarithm of the weight of each token, float32 ``(s,)``, finite; added to
             the scaled logits. None is 0 everywhere.
         visible: Whether an image sees an owner's tokens, bool ``(n, owners)`` on the CPU.

@@ -14,7 +14,8 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor2_0, FusedAttnProcessor2_0
 
 import consist
-from consist.attention import SharedAttnProcessor, grid_of
+from consist.attention import SharedAttnProcessor
+from consist.layers import grid_of
 from consist.methods.method import Site
 
 PROMPTS = ["a cat in paris", "a cat on the moon", "a red bus"]
@@ -315,7 +316,8 @@ def test_refuses_a_text_context_in_self_attention():
 
 
 def test_refuses_perturbed_attention_guidance(sd_pipe):
-    pipe = StableDiffusionPAGPipeline.from_pipe(sd_pipe)
+    # a copy, since that pipeline leaves processors of its own behind when it fails
+    pipe = StableDiffusionPAGPipeline.from_pipe(copy.deepcopy(sd_pipe))
     pipe.set_progress_bar_config(disable=True)
     with (
         pytest.raises(NotImplementedError),

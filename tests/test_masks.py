@@ -39,8 +39,9 @@ def blob(rows, columns, row, column):
 
 
 def test_a_grid_of_their_own_leaves_given_masks_as_they_are():
-    masks = draw(N, 5, 7) > 0
-    assert torch.equal(GivenMasks(masks).read(5, 7), masks.flatten(1))
+    masks = draw(N, 2, 5, 7) > 0
+    assert torch.equal(GivenMasks(masks).read(5, 7), masks.flatten(2))
+    assert torch.equal(GivenMasks(masks[:, 0]).read(5, 7), masks[:, :1].flatten(2))
 
 
 # oracle
@@ -120,11 +121,41 @@ def test_a_mask_does_not_know_the_scale_of_its_map():
     assert torch.equal(find_masks(maps * 1e-3 + 5, *GRID), find_masks(maps, *GRID))
 
 
-def test_phrases_unite():
+def test_each_phrase_has_a_mask_of_its_own():
     maps = torch.stack([blob(8, 12, 2, 3), 1e-3 * blob(8, 12, 5, 9)])[None]
     both = find_masks(maps, 8, 12)
-    assert torch.equal(both, find_masks(maps[:, :1], 8, 12) | find_masks(maps[:, 1:], 8, 12))
-    assert both.reshape(8, 12)[5, 9]
+    alone = [find_masks(maps[:, :1], 8, 12), find_masks(maps[:, 1:], 8, 12)]
+    assert torch.equal(both, torch.cat(alone, 1))
+    first, second = both.reshape(2, 8, 12)
+    assert (first[2, 3], first[5, 9]) == (True, False)
+    assert (second[2, 3], second[5, 9]) == (False, True)
+
+
+def test_a_phrase_is_named_where_it_has_a_token():
+    assert RecordedMasks(TOKENS).named.tolist() == [[True, True], [True, False]]
+
+
+def test_a_phrase_that_is_absent_has_an_empty_mask():
+    recorded = RecordedMasks(TOKENS)
+    recorded.begin(0.0, N)
+    recorded.add(*draw_layer(), *GRID)
+    recorded.begin(0.1, N)
+    assert recorded.read(*GRID).any(-1).tolist() == recorded.named.tolist()
+
+
+def test_given_masks_name_what_they_show():
+    masks = torch.zeros(2, 2, 4, 6, dtype=torch.bool)
+    # less than any place of a coarse grid
+    masks[0, 1, 0, 0] = masks[1, 0, 1, 1] = True
+    given = GivenMasks(masks)
+    assert given.named.tolist() == [[False, True], [True, False]]
+    assert not given.read(2, 3).any()
+
+
+def test_a_single_given_subject_is_named_by_all():
+    masks = torch.zeros(2, 4, 6, dtype=torch.bool)
+    masks[0] = True
+    assert GivenMasks(masks).named.tolist() == [[True], [True]]
 
 
 def test_a_flat_map_names_no_place():
@@ -180,7 +211,7 @@ def test_grids_are_added_up_on_the_finest():
     recorded.add(*draw_layer(0), *GRID)
     recorded.add(*draw_layer(1, grid=(6, 8)), 6, 8)
     recorded.begin(0.1, N)
-    assert recorded.read(12, 16).shape == (N, 12 * 16)
+    assert recorded.read(12, 16).shape == (N, 2, 12 * 16)
 
 
 def test_half_precision_is_summed_in_float32():
@@ -215,6 +246,7 @@ def test_given_masks_need_half_of_a_place():
         (lambda: RecordedMasks(TOKENS).begin(0.0, 3), "are for 2 images, the batch has 3"),
         (lambda: GivenMasks(torch.ones(1, 2, 2)), r"masks is torch.float32 \(1, 2, 2\)"),
         (lambda: GivenMasks(torch.ones(2, 2).bool()), r"allowed: torch.bool \(n, rows, columns\)"),
+        (lambda: GivenMasks(torch.ones(2, 0, 4, 4).bool()), r"masks is torch.bool \(2, 0, 4, 4\)"),
         (lambda: GivenMasks(torch.ones(1, 2, 2).bool()).begin(0.0, 2), "for 1 images"),
     ],
 )

@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,15 +13,15 @@ from typer.testing import CliRunner
 
 import consist
 from consist import sharing
-from consist.attention import CrossAttentionRecorder
 from consist.cli import app
 from consist.config import RunConfig
+from consist.drawing import generate
 from consist.errors import ConsistError
-from consist.generate import generate
 from consist.layers import recorded_layers
 from consist.masks import RecordedMasks, find_masks
 from consist.methods import build
 from consist.methods.method import Masked, Site
+from consist.recorders import CrossAttentionRecorder
 
 LAYER = "up_blocks.0.attentions.1.transformer_blocks.0.attn1"
 G, N, H, ROWS, COLUMNS, D = 2, 3, 2, 3, 4, 4
@@ -35,8 +35,8 @@ def draw_batch(n=N):
     return torch.randn(3, G * n, H, L, D, generator=generator, dtype=torch.float64)
 
 
-def draw_masks(n=N, l=L):
-    return torch.rand(n, l, generator=torch.Generator().manual_seed(1)) < 0.5
+def draw_masks(n=N, c=1, l=L):
+    return torch.rand(n, c, l, generator=torch.Generator().manual_seed(1)) < 0.5
 
 
 def site(**changes):
@@ -56,7 +56,7 @@ def kept_of(method, **changes):
 
 
 def test_full_masks_are_plain_sharing():
-    batch, masks = draw_batch(), torch.ones(N, L, dtype=torch.bool)
+    batch, masks = draw_batch(), torch.ones(N, 1, L, dtype=torch.bool)
     found = consist.Sdsa(mask_dropout=0.0)(*batch, site(masks=masks))
     expected = consist.Shared()(*batch, site())
     assert torch.equal(found.k, expected.k)
@@ -71,7 +71,7 @@ def test_nothing_is_shared_before_there_are_masks():
 
 def test_empty_masks_are_plain_attention():
     q, k, v = draw_batch()
-    bank = consist.Sdsa()(q, k, v, site(masks=torch.zeros(N, L, dtype=torch.bool)))
+    bank = consist.Sdsa()(q, k, v, site(masks=torch.zeros(N, 1, L, dtype=torch.bool)))
     torch.testing.assert_close(sharing.attend(q, k, v, bank), sharing.attend(q, k, v))
 
 
@@ -89,7 +89,7 @@ def test_sdsa_is_the_attention_of_the_paper(anchors):
     for half in range(G):
         rows = range(half * N, half * N + N)
         for i in range(N):
-            mask = [torch.ones(L) if j == i else masks[j] * float(j < count) for j in range(N)]
+            mask = [torch.ones(L) if j == i else masks[j, 0] * float(j < count) for j in range(N)]
             bias = torch.cat(mask).double().log()
             for h in range(H):
                 keys, values = (torch.cat([x[row, h] for row in rows]) for x in (k, v))
@@ -114,13 +114,13 @@ def test_dropout_leaves_out_its_share_of_the_subject():
     dropped = []
     for step in range(100):
         kept = kept_of(consist.Sdsa(mask_dropout=0.3), progress=step / 100)
-        assert not (kept & ~draw_masks()).any()
+        assert not (kept & ~draw_masks()[:, 0]).any()
         dropped.append(1 - kept.sum() / draw_masks().sum())
     assert torch.stack(dropped).mean().item() == pytest.approx(0.3, abs=0.03)
 
 
 def test_dropout_is_drawn_anew_at_each_step_and_grid_and_alike_in_all_layers():
-    method, masks = consist.Sdsa(), torch.ones(N, L, dtype=torch.bool)
+    method, masks = consist.Sdsa(), torch.ones(N, 1, L, dtype=torch.bool)
     kept = kept_of(method, masks=masks)
     assert torch.equal(kept_of(method, masks=masks, layer="up_blocks.1"), kept)
     for changes in ({"progress": 0.6}, {"height": COLUMNS, "width": ROWS}, {"seed": 8}):
@@ -140,6 +140,79 @@ def test_dropout_needs_no_global_generator():
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(4)
     assert torch.equal(kept_of(consist.Sdsa()), first)
+
+
+# several subjects
+
+
+# by image: both subjects, the first, the second, and the second again
+NAMED = torch.tensor([[True, True], [True, False], [False, True], [False, True]])
+
+
+def site_of_subjects(named=NAMED):
+    """Masks overlap; those of a subject that the prompt lacks are empty."""
+    masks = draw_masks(n=len(named), c=2) & named[:, :, None]
+    return site(n=len(named), masks=masks, named=named)
+
+
+def visible_to(image, anchor, place):
+    """Whether the place shows a subject that the image's prompt names, in the mask of one."""
+    shown = place.masks[anchor] & place.named[image][:, None]
+    return shown.any(0) if image != anchor else torch.zeros(L, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("anchors", [1, 2, "all"])
+def test_an_image_sees_the_subjects_that_its_prompt_names(anchors):
+    q, k, v = draw_batch(n=4)
+    place = site_of_subjects()
+    method = consist.Sdsa(anchors=anchors, mask_dropout=0.0, strength=1.5)
+    found = sharing.attend(q, k, v, method(q, k, v, place))
+    for i in range(4):
+        seen = [visible_to(i, j, place) for j in range(4 if anchors == "all" else anchors)]
+        for half, h in ((half, h) for half in range(G) for h in range(H)):
+            rows = [half * 4 + j for j in range(len(seen))]
+            own = half * 4 + i
+            keys, values = (
+                torch.cat([x[own, h], *(x[row, h][s] for row, s in zip(rows, seen, strict=True))])
+                for x in (k, v)
+            )
+            bias = torch.full((len(keys),), math.log(1.5), dtype=torch.float32).double()
+            bias[:L] = 0
+            logits = q[own, h] @ keys.T / math.sqrt(D) + bias
+            torch.testing.assert_close(found[own, h], logits.softmax(-1) @ values)
+
+
+@pytest.mark.parametrize("named", [NAMED, NAMED[[1, 2, 3]], NAMED[:2], torch.ones(3, 2).bool()])
+def test_a_token_is_packed_once_and_only_if_another_image_may_see_it(named):
+    place, n = site_of_subjects(named), len(named)
+    k = torch.arange(n * L, dtype=torch.float64).reshape(n, 1, L, 1)
+    bank = consist.Sdsa(mask_dropout=0.0)(k, k, k, replace(place, g=1))
+    packed, seen = bank.k.flatten().long(), bank.seen_by(n)
+    for i in range(n):
+        expected = torch.cat([visible_to(i, j, place) for j in range(n)])
+        assert packed[seen[i]].tolist() == expected.nonzero()[:, 0].tolist()
+    assert seen.any(0).all()
+    assert len(packed.unique()) == len(packed)
+
+
+def test_one_subject_is_packed_as_its_mask_is():
+    q, k, v = draw_batch()
+    masks = draw_masks()
+    for named in (None, torch.ones(N, 1).bool()):
+        bank = consist.Sdsa(mask_dropout=0.0)(q, k, v, site(masks=masks, named=named))
+        expected = sharing.pack(k, v, [0, 1, 2], images=N, tokens=masks[:, 0])
+        for field in ("k", "v", "owner"):
+            assert torch.equal(getattr(bank, field), getattr(expected, field))
+        assert torch.equal(bank.seen_by(N), expected.seen_by(N))
+
+
+def test_subjects_that_all_prompts_name_are_shared_as_one():
+    batch, masks = draw_batch(), draw_masks(c=2)
+    found = sharing.attend(*batch, consist.Sdsa()(*batch, site(masks=masks)))
+    union = masks.any(1, keepdim=True)
+    torch.testing.assert_close(
+        found, sharing.attend(*batch, consist.Sdsa()(*batch, site(masks=union)))
+    )
 
 
 def test_strength_weighs_the_tokens_that_are_kept():
@@ -230,7 +303,7 @@ def test_masks_begin_with_the_second_step_on_the_grid_of_the_layer(pipe, tokens)
         if s.progress == first:
             assert s.masks is None
         else:
-            assert s.masks.shape == (3, s.height * s.width)
+            assert s.masks.shape == (3, 1, s.height * s.width)
             assert 0 < s.masks.sum() < s.masks.numel()
 
 
@@ -272,6 +345,31 @@ def test_the_maps_are_those_of_the_conditional_half(unet):
         assert torch.equal(s.masks, find_masks(mean.double(), s.height, s.width))
 
 
+def test_a_prompt_that_shares_no_subject_is_drawn_alone(pipe):
+    """Two cats and a bus: the cats are drawn as a pair, the bus as by itself."""
+    prompts = ["a cat in paris", "a cat on the moon", "a red bus on a beach"]
+    method = consist.Sdsa(subject=("cat", "red bus"), mask_dropout=0.0)
+    tokens = consist.find_subject(pipe.tokenizer, prompts, method.subject)
+
+    def draw_images(images, method):
+        picked = tuple(tokens[i] for i in images)
+        generators = [torch.Generator().manual_seed(i) for i in images]
+        with consist.shared_attention(pipe, method, subject_tokens=picked):
+            return pipe(
+                [prompts[i] for i in images],
+                generator=generators,
+                num_inference_steps=4,
+                output_type="latent",
+            ).images
+
+    together = draw_images([0, 1, 2], method)
+    pair = draw_images([0, 1], method)
+    alone = draw_images([0, 1, 2], Spy(sites=[]))
+    torch.testing.assert_close(together[:2], pair, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(together[2], alone[2], rtol=1e-3, atol=1e-3)
+    assert (together - alone).abs().amax((1, 2, 3))[:2].min() > 1e-2
+
+
 def test_given_masks_need_no_recorder(unet):
     masks = torch.zeros(3, 8, 8, dtype=torch.bool)
     masks[:, 2:6, 2:6] = True
@@ -284,7 +382,8 @@ def test_given_masks_need_no_recorder(unet):
         forward(unet)
     assert all(s.masks is not None for s in spy.sites)
     whole = [s.masks for s in spy.sites if s.height == 8]
-    assert torch.equal(whole[0], masks.flatten(1))
+    assert torch.equal(whole[0], masks[:, None].flatten(2))
+    assert all(s.named.tolist() == [[True]] * 3 for s in spy.sites)
 
 
 def test_the_processors_of_cross_attention_are_left_alone(unet):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,11 @@ WHERE = "Where and how fast"
 
 ModelName = Annotated[str, typer.Option(help="mini, a hub id, a folder or a .safetensors file.")]
 MethodName = Annotated[
-    str, typer.Option(help="What is shared: spectral, shared, sdsa, agreement, notch or isolated.")
+    str,
+    typer.Option(
+        help="What is shared: spectral, shared, sdsa, consistory, storydiffusion, stylealigned, "
+        "one-prompt, agreement, notch, query-aware or isolated."
+    ),
 ]
 Keys = Annotated[
     str | None,
@@ -42,6 +47,15 @@ BatchSize = Annotated[
     int | None,
     typer.Option(help="Pictures in memory at a time, anchors included.", rich_help_panel=WHERE),
 ]
+
+
+def refuse_given(context: typer.Context, names: Iterable[str], reason: str) -> None:
+    """Makes sure that none of the options of these parameters was given."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.strip('_').replace('_', '-')}"
+            raise ConsistError(f"{option} {reason}")
 
 
 def read_method(

@@ -6,11 +6,15 @@ from typing import Any
 
 from consist.errors import ConsistError, unknown
 from consist.methods.agreement import Agreement, Notch
+from consist.methods.consistory import Consistory
 from consist.methods.isolated import Isolated
 from consist.methods.method import Method
+from consist.methods.one_prompt import OnePrompt
 from consist.methods.query_aware import QueryAware
 from consist.methods.sdsa import Sdsa
 from consist.methods.spectral import Shared, Spectral
+from consist.methods.storydiffusion import StoryDiffusion
+from consist.methods.stylealigned import StyleAligned
 
 METHODS: dict[str, type[Method]] = {
     "isolated": Isolated,
@@ -18,8 +22,12 @@ METHODS: dict[str, type[Method]] = {
     "spectral": Spectral,
     "agreement": Agreement,
     "notch": Notch,
-    "query_aware": QueryAware,
+    "query-aware": QueryAware,
     "sdsa": Sdsa,
+    "consistory": Consistory,
+    "one-prompt": OnePrompt,
+    "storydiffusion": StoryDiffusion,
+    "stylealigned": StyleAligned,
 }
 
 

@@ -4,13 +4,23 @@ A method never computes attention and never sees diffusers.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from consist.correspondence import RecordedFeatures
 from consist.sharing import Bank
+
+Window = tuple[float, float]  # of progress: [start, stop), and a stop of 1 is included
+
+
+def is_within(window: Window, progress: float) -> bool:
+    """Whether a window is open at a progress of 0 to 1."""
+    start, stop = window
+    return start <= progress and (progress < stop or stop == 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +34,15 @@ class Site:
     g: int  # guidance halves
     n: int  # images in each half
     seed: int = 0
-    # where the subject is, as known from the steps before: bool (n, height * width) on the CPU
+    # where the subjects are, by the phrases that name them, as known from the steps before: bool
+    # (n, c, height * width) on the CPU
     masks: Tensor | None = field(default=None, compare=False, repr=False)
+    # which phrases the prompt of each image has: bool (n, c) on the CPU; None: all of them
+    named: Tensor | None = field(default=None, compare=False, repr=False)
+    # queries (g n) h l d of the same call without any sharing, for a method that asked for them
+    vanilla_q: Tensor | None = field(default=None, compare=False, repr=False)
+    # of the decoder in the step before, for a method that injects
+    features: RecordedFeatures | None = field(default=None, compare=False, repr=False)
 
     def generator(self, scope: str | None = None) -> torch.Generator:
         """A new generator on the CPU for the random choices of this call.
@@ -40,6 +57,19 @@ class Site:
         key = f"{self.seed}/{scope or self.layer}/{self.progress:.5f}"
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+    def draw_tokens(self, scope: str) -> Tensor:
+        """A random number in [0, 1) for each token of each image, float32 ``(n, l)`` on the CPU.
+
+        They are drawn anew at each step and grid, and alike in all layers of it. Those of an image
+        do not change with the images after it.
+
+        Args:
+            scope: What they are for; another scope gives others.
+        """
+        generator = self.generator(f"{scope} {self.height}x{self.width}")
+        rows = [torch.rand(self.height * self.width, generator=generator) for _ in range(self.n)]
+        return torch.stack(rows)
 
 
 class Method(Protocol):
@@ -65,3 +95,55 @@ class Masked(Method, Protocol):
     @property
     def subject(self) -> tuple[str, ...]:
         """The phrases of the prompts that name it; none: what all prompts start with."""
+
+
+@runtime_checkable
+class Rewriting(Method, Protocol):
+    """A method that changes what the images of the batch themselves look for and show."""
+
+    def rewrite(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
+        """The q, k, v ``(g n) h l d`` that take the place of those given, which never change.
+
+        It comes before the method is asked what is shared, which then sees the new ones.
+        """
+
+
+@runtime_checkable
+class Prompting(Method, Protocol):
+    """A method that draws all images from one prompt which holds them; see consist.prompting."""
+
+    @property
+    def subject(self) -> tuple[str, ...]:
+        """The phrases that the identity ends with; none: what all prompts start with."""
+
+    @property
+    def frames(self) -> int | str:
+        """How many prompts are joined into one, or "all"."""
+
+    @property
+    def ipca(self) -> float:
+        """The weight of the identity's appended words; 0: cross-attention stays as it is."""
+
+    def reweight(
+        self, text: Tensor, frames: Sequence[Sequence[int]], current: int, ends: Sequence[int]
+    ) -> Tensor:
+        """The embeddings ``(s c)`` of the image whose frame is ``current``, from those of all."""
+
+    def text_bias(self, named: Tensor, site: Site) -> Tensor:
+        """Log-weights ``(n, l or 1, s)`` of the text, the identity being ``named`` ``(n, s)``."""
+
+
+@runtime_checkable
+class Blending(Rewriting, Protocol):
+    """A method that rewrites with the queries of an undisturbed UNet: ``vanilla_q`` of a site."""
+
+    def blends(self, layer: str, progress: float) -> bool:
+        """Whether a layer that is covered asks for them; they cost one more call of the UNet."""
+
+
+@runtime_checkable
+class Injecting(Method, Protocol):
+    """A method that changes what self-attention gives; it reads ``features`` of a site."""
+
+    def inject(self, out: Tensor, site: Site) -> Tensor:
+        """What takes the place of ``out (g n) l c``, which never changes."""

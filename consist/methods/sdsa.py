@@ -1,8 +1,9 @@
 """Sharing of the subject alone: ConsiStory's subject-driven self-attention, arXiv:2402.03286."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from consist.methods.method import Site
@@ -18,6 +19,9 @@ class Sdsa(Spectral):
     own tokens and the subject mask ``M_j`` for those of image ``j``; tokens with ``M = 0`` are
     left out instead. ``anchors`` are those of section 4.4. Without masks, as at the first step,
     nothing is shared. Both guidance halves share, with the mask of the conditional one.
+
+    Of several subjects an image sees those that its prompt names, if an anchor's does too; the
+    paper's section 4.5 shows all of them to every image instead.
 
     Query blending and feature injection (sections 4.2 and 4.3) are no part of it. The spectra, if
     there are any, act on all tokens of the anchors, and the mask comes after.
@@ -50,12 +54,39 @@ class Sdsa(Spectral):
         if bank is None:
             return None
         anchors = list(self.anchor_images(site))
-        kept = site.masks & ~self._dropped(site)
-        return keep_tokens(bank, kept[anchors].flatten())
+        dropped = site.draw_tokens("mask dropout") < self.mask_dropout
+        masks = site.masks & ~dropped[:, None]
+        named = torch.ones(masks.shape[:2]).bool() if site.named is None else site.named
+        return route(bank, masks[anchors], named)
 
-    def _dropped(self, site: Site) -> Tensor:
-        """Mask dropout, bool ``(n, l)``: drawn anew at each step, alike in all layers of a grid."""
-        generator = site.generator(f"mask dropout {site.height}x{site.width}")
-        # row by row, so that those of an image do not change with the images after it
-        rows = [torch.rand(site.height * site.width, generator=generator) for _ in range(site.n)]
-        return torch.stack(rows) < self.mask_dropout
+
+def route(bank: Bank, masks: Tensor, named: Tensor) -> Bank:
+    """Keeps the tokens of subjects, and shows them to the images whose prompts name those.
+
+    A token in the masks of several subjects is packed once, for whoever may see any of them; one
+    that no other image may see is left out. Tokens of an image that lie in different masks get
+    different owners: those of image ``j`` are ``j``, ``n + j``, ``2n + j`` and so on.
+
+    Args:
+        bank: All tokens of the anchors, ``s = a l`` in that order; never changed.
+        masks: Where each anchor has each subject, bool ``(a, c, l)`` on the CPU.
+        named: Which subjects each image's prompt names, bool ``(n, c)`` on the CPU.
+
+    >>> k = torch.zeros(1, 1, 2, 1)
+    >>> bank = Bank(k=k, v=k, owner=torch.tensor([0, 0]))
+    >>> cat_and_dog, names = torch.eye(2).bool()[None], torch.tensor([[1, 1], [1, 0], [0, 1]])
+    >>> route(bank, cat_and_dog, names.bool()).seen_by(3).tolist()
+    [[False, False], [True, False], [False, True]]
+    """
+    images = len(named)
+    places = rearrange(masks, "a c l -> c (a l)")
+    kind = torch.zeros(places.shape[1], dtype=torch.int64)
+    for mask in places:
+        # the places inside come first: those of a single subject are of kind 0
+        kind = (2 * kind + ~mask).unique(return_inverse=True)[1]
+    kinds = torch.zeros(int(kind.max()) + 1, len(places), dtype=torch.bool)
+    kinds[kind] = places.T
+    seen = rearrange((named[:, None] & kinds).any(-1), "n u -> n u 1")
+    visible = rearrange(seen & ~torch.eye(images).bool()[:, None], "n u owner -> n (u owner)")
+    owner = kind * images + bank.owner
+    return keep_tokens(replace(bank, owner=owner, visible=visible), visible.any(0)[owner])

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from consist.decomposition import filter_matrix
-from consist.methods.method import Site
+from consist.methods.method import Site, Window, is_within
 from consist.sharing import Bank, pack
 from consist.spectrum import parse_spectrum
 
@@ -30,7 +30,7 @@ class Shared:
     anchors: int | str = "all"  # the first so many images, "all", or "random": one, at each call
     layers: tuple[str, ...] = ("up_blocks",)  # beginnings of dotted layer names
     sides: tuple[int, int] = (1, 65536)  # longer side of the token grid, [smallest, largest]
-    window: tuple[float, float] = (0.0, 1.0)  # progress [start, stop); a stop of 1 is included
+    window: Window = (0.0, 1.0)  # progress [start, stop); a stop of 1 is included
     strength: float = 1.0  # weight of a shared token against an own one, above 0
 
     def __post_init__(self) -> None:
@@ -82,9 +82,8 @@ class Shared:
         return pack(k, v, anchors, images=site.n, bias=bias)
 
     def _is_open(self, site: Site) -> bool:
-        start, stop = self.window
-        in_time = start <= site.progress and (site.progress < stop or stop == 1)
-        return in_time and self.sides[0] <= max(site.height, site.width) <= self.sides[1]
+        fits = self.sides[0] <= max(site.height, site.width) <= self.sides[1]
+        return fits and is_within(self.window, site.progress)
 
 
 # the matrix that is decomposed, by width and pool: tokens before features
