@@ -9,9 +9,19 @@ _PUBLIC = {
     "Shared": "consist.methods.spectral",
     "Spectral": "consist.methods.spectral",
     "Sdsa": "consist.methods.sdsa",
+    "Consistory": "consist.methods.consistory",
+    "OnePrompt": "consist.methods.one_prompt",
+    "StoryDiffusion": "consist.methods.storydiffusion",
+    "StyleAligned": "consist.methods.stylealigned",
     "find_subject": "consist.phrases",
-    "generate": "consist.generate",
+    "encode_prompts": "consist.prompting",
+    "identity_tokens": "consist.prompting",
+    "generate": "consist.drawing",
     "RunConfig": "consist.config",
+    "extend": "consist.more",
+    "redo": "consist.more",
+    "take_subject": "consist.more",
+    "Subject": "consist.subject",
 }
 __all__ = list(_PUBLIC)
 

@@ -6,8 +6,8 @@ It must not know torch, diffusers or the disk.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from consist.errors import ConsistError
@@ -39,14 +39,16 @@ class RunConfig:
     backend: str = "auto"
     batch_size: int | None = None  # images in memory at a time
     compare: bool = False  # draw the isolated row too
+    # the images that make the subject, where they are not the first of the run: every chunk draws
+    # them ahead of its pictures, and the method has them, and no others, as its anchors
+    anchor_prompts: tuple[str, ...] = ()
+    anchor_seeds: tuple[int, ...] = ()  # one per anchor prompt
 
     def __post_init__(self) -> None:
-        _check_prompts(self.prompts)
-        if len(self.seeds) != len(self.prompts):
-            count = len(self.prompts)
-            raise ConsistError(f"{len(self.seeds)} seeds were given for {count} prompts")
-        for seed in self.seeds:
-            _check_range("seed", seed, 0, MAX_SEED)
+        if not self.prompts:
+            raise ConsistError("no prompt was given; give at least one")
+        _check_scenes("", self.prompts, self.seeds)
+        _check_scenes("anchor ", self.anchor_prompts, self.anchor_seeds)
         for name, low, high in (
             ("steps", 1, 1000),
             ("guidance", 0, 100),
@@ -63,6 +65,37 @@ class RunConfig:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
         }
+
+    @classmethod
+    def from_json(cls, given: Any) -> RunConfig:
+        """The config that ``to_json`` gave.
+
+        Raises:
+            ValueError: It is no mapping, or of other fields.
+            ConsistError: A value is out of range.
+        """
+        try:
+            fields: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in given.items()
+            }
+            return cls(**fields)
+        except (TypeError, AttributeError):
+            raise ValueError(f"no config, or one of another version: {given!r:.80}") from None
+
+    def with_anchors(self) -> RunConfig:
+        """The same images with the anchors first among the pictures, as a chunk counts them."""
+        return replace(
+            self,
+            prompts=self.anchor_prompts + self.prompts,
+            seeds=self.anchor_seeds + self.seeds,
+            anchor_prompts=(),
+            anchor_seeds=(),
+        )
+
+    def next_seed(self) -> int:
+        """The seed after the largest that the run or its anchors have."""
+        return max(self.seeds + self.anchor_seeds) + 1
 
 
 def spread_seeds(given: tuple[int, ...], count: int, same_noise: bool = False) -> tuple[int, ...]:
@@ -88,7 +121,10 @@ def spread_seeds(given: tuple[int, ...], count: int, same_noise: bool = False) -
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images that are drawn together: the anchors, and some further ones."""
+    """Images that are drawn together: the anchors, and some further ones.
+
+    They are counted as ``RunConfig.with_anchors`` does.
+    """
 
     images: tuple[int, ...]
     new: tuple[int, ...]  # those that no chunk before has drawn
@@ -106,17 +142,77 @@ def plan(count: int, anchors: int, batch_size: int | None = None) -> list[Chunk]
     size = min(batch_size or count, count)
     if anchors > count:
         raise ConsistError(f"{anchors} anchors were asked for, but there are {count} images")
-    if size < count and anchors >= size:
+    first = tuple(range(size))
+    return [Chunk(first, first), *plan_more(anchors, range(size, count), size)]
+
+
+def plan_more(anchors: int, images: Sequence[int], batch_size: int | None = None) -> list[Chunk]:
+    """Splits further images into chunks that all hold the anchors, which are drawn already.
+
+    >>> [chunk.images for chunk in plan_more(2, [5, 7, 8], 4)]
+    [(0, 1, 5, 7), (0, 1, 8)]
+
+    Raises:
+        ConsistError: The anchors leave no room for another image.
+    """
+    if not images:
+        return []
+    room = (batch_size or anchors + len(images)) - anchors
+    if room < 1:
         raise ConsistError(
-            f"a batch of {size} has no room beside {anchors} anchors; "
+            f"a batch of {batch_size} has no room beside {anchors} anchors; "
             "take a larger batch size or fewer anchors"
         )
-    first = tuple(range(size))
-    chunks = [Chunk(first, first)]
-    for start in range(size, count, max(1, size - anchors)):
-        new = tuple(range(start, min(start + size - anchors, count)))
-        chunks.append(Chunk((*range(anchors), *new), new))
-    return chunks
+    parts = [tuple(images[start : start + room]) for start in range(0, len(images), room)]
+    return [Chunk((*range(anchors), *part), part) for part in parts]
+
+
+def plan_run(config: RunConfig, anchors: int, missing: Collection[int]) -> list[Chunk]:
+    """The chunks that draw the missing pictures of one row of a run.
+
+    Where the run names its anchors, those that are missing are drawn alone, as they were at first.
+
+    Args:
+        config: The run.
+        anchors: How many of ``config.with_anchors()`` the row's method has as anchors.
+        missing: Pictures of the run, counted as in ``config.prompts``.
+
+    Raises:
+        ConsistError: As ``plan``, or the method has other anchors than the run names.
+    """
+    if not config.anchor_prompts:
+        chunks = plan(len(config.prompts), anchors, config.batch_size)
+        return [chunk for chunk in chunks if not set(chunk.new).isdisjoint(missing)]
+    if anchors not in (0, len(config.anchor_prompts)):
+        known = len(config.anchor_prompts)
+        raise ConsistError(f"the method has {anchors} anchors, but the run names {known}")
+    left = sorted({place for picture, place in enumerate(places(config)) if picture in missing})
+    first = tuple(place for place in left if place < anchors)
+    more = [place for place in left if place >= anchors]
+    chunks = [Chunk(tuple(range(anchors)), first)] if first else []
+    return chunks + plan_more(anchors, more, config.batch_size)
+
+
+def places(config: RunConfig) -> list[int]:
+    """Where each picture of a run stands in ``config.with_anchors()``.
+
+    One with the prompt and the seed of an anchor is that anchor.
+
+    >>> snow = RunConfig(
+    ...     prompts=("a cat", "a cat in the snow"),
+    ...     seeds=(0, 1),
+    ...     anchor_prompts=("a cat",),
+    ...     anchor_seeds=(0,),
+    ... )
+    >>> places(snow)
+    [0, 2]
+    """
+    anchors = list(zip(config.anchor_prompts, config.anchor_seeds, strict=True))
+    scenes = zip(config.prompts, config.seeds, strict=True)
+    return [
+        anchors.index(scene) if scene in anchors else len(anchors) + picture
+        for picture, scene in enumerate(scenes)
+    ]
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -131,12 +227,14 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def _check_prompts(prompts: tuple[str, ...]) -> None:
-    if not prompts:
-        raise ConsistError("no prompt was given; give at least one")
+def _check_scenes(kind: str, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> None:
     for number, prompt in enumerate(prompts, 1):
         if not prompt.strip():
-            raise ConsistError(f"prompt {number} is empty")
+            raise ConsistError(f"{kind}prompt {number} is empty")
+    if len(seeds) != len(prompts):
+        raise ConsistError(f"{len(seeds)} {kind}seeds were given for {len(prompts)} {kind}prompts")
+    for seed in seeds:
+        _check_range(f"{kind}seed", seed, 0, MAX_SEED)
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

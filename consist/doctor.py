@@ -10,8 +10,8 @@ import torch
 from huggingface_hub import constants
 
 from consist.backend import choose
-from consist.generate import versions
 from consist.models import pick_device, pick_dtype
+from consist.origin import versions
 
 EXTRAS = {
     "tensorboard": "curves while training: pip install 'consist[train]'",

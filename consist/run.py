@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,14 +89,9 @@ class RunFolder:
         Raises:
             ConsistError: As ``read_record``, or the config is of another version.
         """
-        given: Any = self.read_record().get("config")
         try:
-            fields: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in given.items()
-            }
-            return RunConfig(**fields)
-        except (TypeError, AttributeError):
+            return RunConfig.from_json(self.read_record().get("config"))
+        except ValueError:
             raise ConsistError(f"{self.record_path} is damaged; remove it to start over") from None
 
     def write_record(self, record: dict[str, Any]) -> None:
@@ -115,6 +111,13 @@ class RunFolder:
         """The pixels of a picture, mode RGB."""
         with Image.open(self.picture_path(index, row)) as image:
             return image.convert("RGB")
+
+    def set_aside(self, index: int) -> None:
+        """Keeps a picture, in all rows, as ``000.old-1.png``, or the next number that is free."""
+        for path in (self.picture_path(index, row) for row in ROWS):
+            if path.exists():
+                names = (path.with_suffix(f".old-{number}.png") for number in count(1))
+                path.rename(next(name for name in names if not name.exists()))
 
     def write_grid(self, rows: dict[str, list[Image.Image]], captions: list[str]) -> None:
         """Writes all pictures in one; arguments as for ``draw_grid``."""
@@ -140,7 +143,8 @@ def find_runs(path: Path) -> list[RunFolder]:
 def identity(config: RunConfig) -> dict[str, Any]:
     """What tells runs apart, as JSON has it: all settings but whether the isolated row is drawn."""
     plain: dict[str, Any] = json.loads(json.dumps({**config.to_json(), "compare": False}))
-    return plain
+    # only runs that name their anchors have them: others keep the folders that they had
+    return {k: v for k, v in plain.items() if v or k not in ("anchor_prompts", "anchor_seeds")}
 
 
 def default_folder(config: RunConfig, root: Path = Path("runs")) -> Path:

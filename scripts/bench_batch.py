@@ -25,8 +25,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 import consist
-from consist.generate import versions
 from consist.models import load, pick_device
+from consist.origin import versions
 
 METHODS = {
     "stock": None,

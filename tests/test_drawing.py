@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-import consist.generate as generate_module
+import consist.drawing as drawing
 from consist.config import RunConfig
+from consist.drawing import generate
 from consist.errors import ConsistError
-from consist.generate import generate
 
 PROMPTS = ("a cat in Paris", "a cat on the moon", "a cat on a beach", "a cat in a forest")
 
@@ -81,7 +81,7 @@ def test_chunks_draw_the_same_subject_from_the_same_anchors(tmp_path):
 def test_a_killed_run_goes_on_with_the_same_pictures(tmp_path, monkeypatch):
     settings = config(3, method={"name": "spectral", "anchors": 1}, batch_size=2, compare=True)
     expected = generate(settings, tmp_path / "straight")
-    real_draw, calls = generate_module.draw, []
+    real_draw, calls = drawing.draw, []
 
     def dying_draw(*args):
         if len(calls) == 3:
@@ -89,10 +89,10 @@ def test_a_killed_run_goes_on_with_the_same_pictures(tmp_path, monkeypatch):
         calls.append(args)
         return real_draw(*args)
 
-    monkeypatch.setattr(generate_module, "draw", dying_draw)
+    monkeypatch.setattr(drawing, "draw", dying_draw)
     with pytest.raises(KeyboardInterrupt):
         generate(settings, tmp_path / "killed")
-    monkeypatch.setattr(generate_module, "draw", real_draw)
+    monkeypatch.setattr(drawing, "draw", real_draw)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("0*.png")}
     assert kept
     continued = generate(settings, tmp_path / "killed")
@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_with_the_same_pictures(tmp_path, monkeypatch):
 
 def test_a_finished_run_is_not_drawn_again(tmp_path, monkeypatch):
     folder = generate(config(), tmp_path)
-    monkeypatch.setattr(generate_module, "load", None)
+    monkeypatch.setattr(drawing, "load", None)
     assert generate(config(), tmp_path) == folder
 
 
@@ -119,7 +119,7 @@ def test_a_finished_run_is_completed_by_its_isolated_row(tmp_path):
 
 
 def test_the_model_is_asked_for_once_and_only_to_draw(tmp_path):
-    model, asked = generate_module.load_model(config()), []
+    model, asked = drawing.load_model(config()), []
 
     def model_for(given):
         asked.append(given)

@@ -8,8 +8,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
 from consist.config import RunConfig, plan
+from consist.drawing import check_prompts, draw, prepare
 from consist.errors import ConsistError
-from consist.generate import check_prompts, draw, prepare
 from consist.methods import build
 from consist.models import DEFAULTS, MINI_FOLDER, add_loras, load, local_models, split_weight
 

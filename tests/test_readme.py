@@ -8,6 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from consist.cli import app
+from consist.config import RunConfig
+from consist.origin import versions
+from consist.subject import Subject
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,7 +37,11 @@ def test_its_code_runs(code):
 @pytest.mark.parametrize("command", commands())
 def test_its_commands_parse(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONSIST_HOME", str(tmp_path))
     Path("prompts.txt").write_text("a cat in paris\na cat on a beach\na cat in a forest\n")
+    method = {"name": "spectral", "anchors": 1}
+    recipe = RunConfig(prompts=("a cat in paris",), seeds=(0,), method=method)
+    Subject(config=recipe, versions=versions(recipe.model)).save("tom")
     program, name, *arguments = shlex.split(command, comments=True)
     assert program == "consist"
     options = ["--dry-run"] if name == "batch" else ["--help"]

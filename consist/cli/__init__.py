@@ -12,10 +12,12 @@ import sys
 import typer
 from rich.table import Table
 
-from consist.cli import train
+from consist.cli import subject, train
 from consist.cli.batch import batch
 from consist.cli.console import out, plain_failures
 from consist.cli.evaluate import evaluate, write_page
+from consist.cli.extend import extend
+from consist.cli.redo import redo
 
 app = typer.Typer(
     help="Draw the same subject in many scenes with any Stable Diffusion.",
@@ -24,6 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(batch)
+app.command()(extend)
+app.command()(redo)
+app.add_typer(subject.app, name="subject")
 app.command()(evaluate)
 app.command("report")(write_page)
 app.add_typer(train.app, name="train")

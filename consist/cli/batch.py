@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,17 +26,29 @@ from consist.cli.options import (
     Strength,
     Values,
     read_method,
+    refuse_given,
 )
-from consist.config import RunConfig, parse_size, plan, spread_seeds
+from consist.config import RunConfig, parse_size, plan_run, spread_seeds
 from consist.errors import ConsistError
 
 if TYPE_CHECKING:
     from consist.run import RunFolder
 
+# what a saved subject has of its own
+OF_SUBJECT = (
+    *("model", "method", "keys", "values", "anchors", "strength", "subject", "set_"),
+    *("steps", "guidance", "negative", "size", "scheduler", "lora"),
+)
+
 
 def batch(
+    context: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(help="One prompt per picture.")] = None,
     file: Annotated[Path | None, typer.Option(help="A text file with one prompt per line.")] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(help="A saved subject, by its name or file: see 'consist subject'."),
+    ] = None,
     model: ModelName = "mini",
     method: MethodName = "spectral",
     keys: Keys = None,
@@ -87,27 +100,35 @@ def batch(
     """
     with plain_failures("The finished pictures are kept; the same command continues."):
         texts = read_prompts(prompts or [], file)
-        width, height = parse_size(size) if size else (None, None)
-        config = RunConfig(
-            prompts=texts,
-            seeds=spread_seeds(tuple(seed or [0]), len(texts), same_noise),
-            model=model,
-            method=read_method(
-                method,
-                keys=keys,
-                values=values,
-                anchors=anchors,
-                strength=strength,
-                subject=subject,
-                pairs=set_,
-            ),
-            steps=steps,
-            guidance=guidance,
-            negative=negative,
-            width=width,
-            height=height,
-            scheduler=scheduler,
-            loras=tuple(lora or []),
+        seeds = tuple(seed or [])
+        if like:
+            refuse_given(context, OF_SUBJECT, "goes without --like; the subject has its own")
+            config = scenes_of(like, texts, seeds, same_noise)
+        else:
+            width, height = parse_size(size) if size else (None, None)
+            config = RunConfig(
+                prompts=texts,
+                seeds=spread_seeds(seeds or (0,), len(texts), same_noise),
+                model=model,
+                method=read_method(
+                    method,
+                    keys=keys,
+                    values=values,
+                    anchors=anchors,
+                    strength=strength,
+                    subject=subject,
+                    pairs=set_,
+                ),
+                steps=steps,
+                guidance=guidance,
+                negative=negative,
+                width=width,
+                height=height,
+                scheduler=scheduler,
+                loras=tuple(lora or []),
+            )
+        config = replace(
+            config,
             device=device,
             dtype=dtype,
             backend=backend,
@@ -131,20 +152,32 @@ def read_prompts(given: list[str], file: Path | None) -> tuple[str, ...]:
     return (*given, *(line.strip() for line in lines if line.strip()))
 
 
+def scenes_of(
+    name: str, prompts: tuple[str, ...], seeds: tuple[int, ...], same_noise: bool
+) -> RunConfig:
+    """A run of a saved subject."""
+    from consist.more import check_weights_of
+    from consist.subject import Subject
+
+    subject = Subject.load(name)
+    check_weights_of(subject)
+    return subject.scenes(prompts, seeds, same_noise)
+
+
 def check_and_print(config: RunConfig) -> None:
     """Checks what can be checked without the model, and prints the config."""
     from consist.methods import build
     from consist.run import default_folder
 
-    count = len(config.prompts)
-    plan(count, build(config.method).anchor_count(count), config.batch_size)
+    anchors = build(config.method).anchor_count(len(config.with_anchors().prompts))
+    plan_run(config, anchors, range(len(config.prompts)))
     out.print_json(json.dumps({**config.to_json(), "out": str(default_folder(config))}))
 
 
 def draw(config: RunConfig, folder: Path | None) -> RunFolder:
     """Draws a run behind a progress bar."""
     with progress_bar("drawing") as watch:
-        from consist.generate import generate
+        from consist.drawing import generate
 
         hide_loading_bars()
         return generate(config, folder, watch)

@@ -1,0 +1,70 @@
+"""Where pictures come from: versions of the software, weights of the model, and memory used."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+import resource
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from consist.config import RunConfig
+from consist.errors import ConsistError
+from consist.models import MINI, MINI_FOLDER
+from consist.run import RunFolder
+
+
+def versions(model: str = "") -> dict[str, str]:
+    """The versions that a picture may depend on; for the model `mini` also its digest."""
+    names = ("consist", "torch", "diffusers", "transformers", "peft")
+    found = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return {**found, MINI: digest_of(MINI_FOLDER)} if model == MINI else found
+
+
+@functools.cache
+def digest_of(folder: Path) -> str:
+    """Tells the model in a folder from others, by its weights and configs: 12 hex digits.
+
+    Read once per process. What lies beside the parts of the model, as the reader does, is left out.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*/*")):
+        if path.suffix in (".safetensors", ".json"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def check_weights(folder: RunFolder, config: RunConfig) -> None:
+    """Makes sure that a run of `mini` goes on with the weights that it was begun with.
+
+    Raises:
+        ConsistError: It was begun with others, or with some that it does not tell.
+    """
+    if not has_weights_of(folder, config):
+        raise ConsistError(
+            f"{folder.path} was drawn with other weights of {config.model}; "
+            "choose another --out or remove the folder"
+        )
+
+
+def has_weights_of(folder: RunFolder, config: RunConfig) -> bool:
+    """Whether a run was drawn with the weights that ``config`` would be drawn with.
+
+    Those of other models than `mini` are known by their names alone.
+    """
+    drawn: dict[str, str] = folder.read_record().get("versions", {})
+    return config.model != MINI or drawn.get(MINI) == digest_of(MINI_FOLDER)
+
+
+def peak_memory_gib() -> float:
+    """The most memory that was used: on the GPU if there is one, else by the process."""
+    if torch.cuda.is_available():
+        used = float(torch.cuda.max_memory_allocated())
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        used = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return round(used / 2**30, 3)
