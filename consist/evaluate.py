@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from consist.benchmarks import PromptSet
-from consist.config import RunConfig, plan, spread_seeds
+from consist.config import RunConfig, spread_seeds
+from consist.drawing import Load, Watch, generate, load_model
 from consist.errors import ConsistError
-from consist.generate import Load, Watch, generate, load_model
 from consist.judges.judge import Judge, Row, RowScores
 from consist.judges.reading import ReadingJudge
 from consist.methods import build
 from consist.mini.prompts import asked
 from consist.models import Model
-from consist.run import ISOLATED, ROWS, SHARED, RunFolder, identity, write_atomically
+from consist.origin import check_weights
+from consist.reuse import fits, reuse_isolated
+from consist.run import ROWS, RunFolder
 from consist.scores import (
     Evaluation,
     SetScores,
@@ -31,9 +33,6 @@ from consist.scores import (
     write_scores,
 )
 from consist.summary import combine
-
-# fields of a config that leave the isolated row as it is, but for the last bit
-INDIFFERENT = {"method", "compare", "device", "backend", "batch_size"}
 
 
 class SharedModel:
@@ -121,7 +120,8 @@ def current_scores(folder: RunFolder, choices: Mapping[str, Any]) -> SetScores |
     except ConsistError:
         return None
     written = scores_path(folder).stat().st_mtime_ns
-    paths = [folder.picture_path(i, row) for row in ROWS for i in range(len(scores.images))]
+    pictures = range(len(folder.read_config().prompts))
+    paths = [folder.picture_path(i, row) for row in ROWS for i in pictures]
     fresh = all(path.exists() and path.stat().st_mtime_ns <= written for path in paths)
     return scores if fresh and scores.choices == choices else None
 
@@ -204,6 +204,7 @@ def evaluate_benchmark(
     isolated: Path | None = None,
     redo: bool = False,
     watch: Watch = lambda done, count: None,
+    model_for: Load | None = None,
 ) -> Evaluation:
     """Draws and measures sets of prompts, each in a run folder of its own, and sums them up.
 
@@ -219,17 +220,20 @@ def evaluate_benchmark(
         isolated: Another such folder; isolated rows that fit are copied instead of drawn.
         redo: As in ``score_run``.
         watch: As in ``evaluate_runs``.
+        model_for: As in ``generate``; by default a model is loaded once for all sets.
 
     Raises:
-        ConsistError: A run cannot be drawn or measured.
+        ConsistError: A run cannot be drawn or measured, or was drawn with other weights.
     """
-    model_for = SharedModel()
+    model_for = model_for or SharedModel()
 
     def run_of(one: PromptSet) -> tuple[RunFolder, RunConfig]:
         return RunFolder(out / one.name), configure(one, settings, seed)
 
     for number, one in enumerate(chosen):
         folder, config = run_of(one)
+        if folder.record_path.exists():
+            check_weights(folder, config)
         if isolated:
             reuse_isolated(folder, config, RunFolder(isolated / one.name))
         generate(config, folder.path, _part(watch, number, len(chosen)), model_for)
@@ -255,7 +259,21 @@ def evaluate_benchmark(
 def configure(one: PromptSet, settings: Mapping[str, Any], seed: int = 0) -> RunConfig:
     """The run that draws a set with and without sharing."""
     seeds = spread_seeds((one.seed + seed,), len(one.prompts))
-    return RunConfig(prompts=one.prompts, seeds=seeds, compare=True, **settings)
+    told = {**settings, "method": tell_subject(settings["method"], one)}
+    return RunConfig(prompts=one.prompts, seeds=seeds, compare=True, **told)
+
+
+def tell_subject(method: Mapping[str, Any], one: PromptSet) -> dict[str, Any]:
+    """The settings of a method; where it must know the subject and does not, with that of a set.
+
+    A set that does not name it has as its subject whatever of the mini world its prompts ask for:
+    what they start with, a style or two animals, does not always tell.
+    """
+    if getattr(build(method), "subject", None) != ():
+        return dict(method)
+    wanted = (subject.subject for prompt in one.prompts for subject in asked(prompt).subjects)
+    phrases = [one.subject] if one.subject else list(dict.fromkeys(wanted))
+    return {**method, "subject": phrases} if phrases else dict(method)
 
 
 def default_out(benchmark: str, settings: Mapping[str, Any], seed: int = 0) -> Path:
@@ -263,53 +281,6 @@ def default_out(benchmark: str, settings: Mapping[str, Any], seed: int = 0) -> P
     text = json.dumps({**settings, "seed": seed}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return Path("runs") / f"{Path(benchmark).stem}-{settings['method']['name']}-{digest[:8]}"
-
-
-def fits(folder: RunFolder, config: RunConfig) -> bool:
-    """Whether a folder holds this very run."""
-    return identity(folder.read_config()) == identity(config)
-
-
-def reuse_isolated(folder: RunFolder, config: RunConfig, source: RunFolder) -> None:
-    """Copies the isolated row of another run, if it would be drawn the same.
-
-    Args:
-        folder: New, or of the run that ``config`` draws.
-        config: The run.
-        source: The other run, or a folder without one.
-
-    Raises:
-        ConsistError: ``folder`` holds something else, or the method cannot draw the run.
-    """
-    row, count = find_isolated(source, config), len(config.prompts)
-    if row is None:
-        return
-    plan(count, build(config.method).anchor_count(count), config.batch_size)
-    folder.check(config)
-    if not folder.record_path.exists():
-        folder.write_record({"config": config.to_json(), "finished": False})
-    for index in range(count):
-        if not folder.picture_path(index, ISOLATED).exists():
-            copy_file(source.picture_path(index, row), folder.picture_path(index, ISOLATED))
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copies a file in full or not at all."""
-    data = source.read_bytes()
-    write_atomically(target, lambda file: file.write(data))
-
-
-def find_isolated(source: RunFolder, config: RunConfig) -> str | None:
-    """The row of another run that holds the isolated pictures of ``config``; None if none does."""
-    if not source.record_path.exists():
-        return None
-    other = source.read_config()
-    ours, theirs = identity(config), identity(other)
-    if any(ours[name] != theirs[name] for name in ours.keys() - INDIFFERENT):
-        return None
-    row = SHARED if other.method["name"] == ISOLATED else ISOLATED
-    there = all(source.picture_path(i, row).exists() for i in range(len(config.prompts)))
-    return row if there else None
 
 
 def _part(watch: Watch, number: int, count: int) -> Watch:

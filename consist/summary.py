@@ -49,7 +49,7 @@ def combine(
     for one, names in zip(scores, tags, strict=False):
         for tag in names:
             groups[tag].append(one)
-    configs = [identity(folder.read_config()) for folder in folders]
+    configs = [settings_of(folder) for folder in folders]
     readers = [judge.reader for judge in judges if isinstance(judge, ReadingJudge)]
     return Evaluation(
         scores=summarize(scores),
@@ -62,6 +62,13 @@ def combine(
         choices=in_common([one.choices for one in scores], {"chance", "noun"}),
         runs=[str(folder.path) for folder in folders],
     )
+
+
+def settings_of(folder: RunFolder) -> dict[str, Any]:
+    """What a run was drawn with; the subject that its method was told belongs to its prompts."""
+    config = identity(folder.read_config())
+    told = config["method"]
+    return {**config, "method": {name: told[name] for name in told if name != "subject"}}
 
 
 def in_common(mappings: Sequence[Mapping[str, Any]], without: set[str]) -> dict[str, Any]:

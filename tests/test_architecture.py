@@ -18,39 +18,53 @@ LEVELS = {
     "consist.cutouts": 0,
     "consist.intervals": 0,
     "consist.masks": 0,
+    "consist.correspondence": 0,
     "consist.metrics": 0,
     "consist_kernels": 0,
     "consist.backend": 1,
     "consist.phrases": 1,
     "consist.run": 1,
+    "consist.subject": 2,
     "consist.layers": 2,
     "consist.methods": 2,
     "consist.scores": 2,
+    "consist.recorders": 3,
+    "consist.cross_attention": 3,
+    "consist.prompting": 3,
     "consist.attention": 3,
     "consist.models": 3,
     "consist.encoders": 3,
-    "consist.generate": 4,
+    "consist.origin": 4,
+    "consist.drawing": 5,
+    "consist.reuse": 5,
     "consist.mini": 3,
     "consist.benchmarks": 1,
     "consist.judges": 4,
+    "consist.more": 6,
     "consist.summary": 5,
     "consist.evaluate": 6,
     "consist.report": 6,
     "consist.doctor": 5,
-    "consist.cli": 7,
-    "consist.__main__": 8,
+    "consist.ablation": 7,
+    "consist.cli": 8,
+    "consist.__main__": 9,
 }
 # who may import what from outside, beside torch, numpy and the standard library
 FOREIGN = {
     "consist.errors": set(),
     "consist.config": set(),
-    "consist.layers": {"diffusers"},
+    "consist.layers": {"torch", "diffusers"},
     "consist.masks": {"torch", "einops"},
+    "consist.correspondence": {"torch", "einops"},
+    "consist.recorders": {"torch", "einops", "diffusers"},
+    "consist.cross_attention": {"torch", "einops", "diffusers"},
+    "consist.prompting": {"torch", "diffusers"},
     "consist.cutouts": {"PIL"},
     "consist.intervals": set(),
     "consist.metrics": set(),
     "consist.phrases": set(),
     "consist.scores": set(),
+    "consist.subject": set(),
     "consist.report": {"PIL"},
     "consist.noise": {"torch"},
     "consist.spectrum": {"torch"},
@@ -74,10 +88,13 @@ SIBLINGS = {
     "consist.spectrum": {"consist.errors", "consist.noise"},
     "consist.decomposition": {"consist.spectrum"},
     "consist.sharing": {"consist.errors"},
+    "consist.correspondence": {"consist.masks"},
+    "consist.attention": {"consist.recorders", "consist.cross_attention"},
     "consist.methods": {"consist.methods"},
     "consist.mini": {"consist.mini"},
     "consist.judges": {"consist.judges"},
     "consist.report": {"consist.report"},
+    "consist.ablation": {"consist.ablation"},
     "consist.cli": {"consist.cli"},
 }
 STANDARD = {"__future__", *__import__("sys").stdlib_module_names}
@@ -140,3 +157,11 @@ def test_kernels_is_no_package_of_that_name():
 def test_no_drawer_modules():
     drawers = {"utils", "helpers", "common", "types"}
     assert not [path for _, path in modules() if path.stem in drawers]
+
+
+def test_no_public_name_is_hidden_by_a_module():
+    """``import consist.x`` binds the module to ``consist.x``, whatever else has that name."""
+    import consist
+
+    assert not [name for name in consist.__all__ if (ROOT / "consist" / f"{name}.py").exists()]
+    assert not [name for name in consist.__all__ if (ROOT / "consist" / name).is_dir()]

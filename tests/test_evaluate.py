@@ -3,31 +3,31 @@
 import json
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import CLIPTokenizer
 from typer.testing import CliRunner
 
-import consist.generate
+import consist.drawing
 import consist.judges
-from consist.benchmarks import PromptSet
+from consist.benchmarks import PromptSet, load_benchmark
 from consist.cli import app
 from consist.config import RunConfig
+from consist.drawing import generate
 from consist.errors import ConsistError
-from consist.evaluate import (
-    SharedModel,
-    configure,
-    evaluate_benchmark,
-    evaluate_runs,
-    find_isolated,
-    score_run,
-)
-from consist.generate import generate
+from consist.evaluate import SharedModel, configure, evaluate_benchmark, evaluate_runs, score_run
 from consist.intervals import jackknife
 from consist.judges.reading import ReadingJudge
 from consist.mini.reader import Reading, SubjectReading, Value
 from consist.mini.subjects import COLORS
+from consist.models import MINI_FOLDER
+from consist.origin import digest_of, versions
+from consist.phrases import find_subject
+from consist.report.runs import read_groups
+from consist.reuse import find_isolated
 from consist.run import RunFolder
 from consist.scores import read_scores, read_summary, scores_path
 from consist.summary import chance_levels, combine, measure_quality
@@ -96,7 +96,8 @@ def write_run(path, shared, isolated, prompts=PROMPTS, seeds=(0, 1), **changes):
         for index, color in enumerate(colors):
             image = Image.new("RGB", (16, 16), COLORS[color])
             folder.write_picture(index, row, image, {})
-    folder.write_record({"config": config.to_json(), "finished": True})
+    record = {"config": config.to_json(), "versions": versions("mini"), "finished": True}
+    folder.write_record(record)
     return folder
 
 
@@ -274,13 +275,13 @@ def test_a_run_of_other_settings_is_not_summed_up(tmp_path, judges):
 def test_isolated_rows_are_reused(tmp_path, judges, monkeypatch):
     first = tmp_path / "first"
     evaluate_benchmark(SETS, judges, first, QUICK, chosen=SETS[:1])
-    drawn, draw = [], consist.generate.draw
+    drawn, draw = [], consist.drawing.draw
 
     def counting_draw(pipe, config, settings, chunk, method, step):
         drawn.append(type(method).__name__)
         return draw(pipe, config, settings, chunk, method, step)
 
-    monkeypatch.setattr("consist.generate.draw", counting_draw)
+    monkeypatch.setattr("consist.drawing.draw", counting_draw)
     spectral = {**QUICK, "method": {"name": "spectral"}}
     second = tmp_path / "second"
     evaluate_benchmark(SETS, judges, second, spectral, chosen=SETS[:1], isolated=first)
@@ -303,6 +304,118 @@ def test_isolated_rows_are_reused_only_where_they_fit(tmp_path):
         assert find_isolated(other, config) is None
     gone = write_run(tmp_path / "gone", colors, colors[:1], steps=1)
     assert find_isolated(gone, config) is None
+
+
+@pytest.fixture
+def retrained(monkeypatch):
+    """Tells that mini has other weights from now on."""
+    return lambda: monkeypatch.setattr("consist.origin.digest_of", lambda folder: "others")
+
+
+def test_pictures_of_other_weights_are_neither_reused_nor_continued(tmp_path, judges, retrained):
+    first, second = tmp_path / "first", tmp_path / "second"
+    evaluate_benchmark(SETS, judges, first, QUICK, chosen=SETS[:1])
+    config = configure(SETS[0], QUICK)
+    assert find_isolated(RunFolder(first / "free_0"), config) == "isolated"
+    retrained()
+    assert find_isolated(RunFolder(first / "free_0"), config) is None
+    with pytest.raises(ConsistError, match="free_0 was drawn with other weights of mini; choose"):
+        evaluate_benchmark(SETS, judges, first, QUICK, chosen=SETS[:1])
+    spectral = {**QUICK, "method": {"name": "spectral"}}
+    evaluate_benchmark(SETS, judges, second, spectral, chosen=SETS[:1], isolated=first)
+    record = RunFolder(second / "free_0").read_record()
+    assert record["versions"]["mini"] == "others"
+    # runs that lie there from before do not count either
+    assert evaluate_benchmark(SETS, judges, first, QUICK, chosen=SETS[1:2]).runs == [
+        str(first / "free_1")
+    ]
+
+
+def test_a_begun_run_is_not_finished_with_other_weights(tmp_path, judges, retrained):
+    config = configure(SETS[0], QUICK)
+    folder = generate(config, tmp_path / "run")
+    scores = score_run(folder, judges)
+    retrained()
+    # what is finished can be measured again
+    assert score_run(folder, judges, redo=True) == scores
+    folder.picture_path(1).unlink()
+    with pytest.raises(ConsistError, match="run was drawn with other weights of mini"):
+        generate(config, folder.path)
+
+
+def test_runs_of_unknown_weights_do_not_fit(tmp_path):
+    folder = write_run(tmp_path, ("red", "red"), ("red", "red"), seeds=(0, 1), steps=1)
+    assert find_isolated(folder, configure(SETS[0], QUICK)) == "isolated"
+    record = folder.read_record()
+    folder.write_record({**record, "versions": {}})
+    assert find_isolated(folder, configure(SETS[0], QUICK)) is None
+
+
+def test_models_that_are_known_by_name_have_no_digest(tmp_path):
+    assert "mini" not in versions("some/model")
+    named = {**QUICK, "model": "some/model"}
+    folder = write_run(tmp_path, ("red", "red"), ("red", "red"), steps=1, model="some/model")
+    assert find_isolated(folder, configure(SETS[0], named)) == "isolated"
+
+
+def test_the_digest_is_of_weights_and_configs_but_not_of_the_reader(tmp_path):
+    def digest_with(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        digest_of.cache_clear()
+        return digest_of(tmp_path)
+
+    first = digest_with("unet/model.safetensors", b"1")
+    assert len(first) == 12
+    assert digest_with("reader.safetensors", b"2") == first
+    configured = digest_with("scheduler/config.json", b"3")
+    assert configured != first
+    assert digest_with("unet/model.safetensors", b"4") != configured
+    digest_of.cache_clear()
+
+
+def test_a_masked_method_is_told_the_subject_of_the_set(tmp_path, judges):
+    named = [replace(one, subject="moon") for one in SETS[:1]]
+    quick = {**QUICK, "method": {"name": "sdsa", "mask_dropout": 0.0}}
+    with pytest.raises(ConsistError, match="'a cat in paris' does not name the subject, 'moon'"):
+        evaluate_benchmark(named, judges, tmp_path / "moon", quick, chosen=named)
+    asking = [replace(SETS[0], prompts=("pixel art of a cat", "pixel art of a cat on the moon"))]
+    evaluation = evaluate_benchmark(asking, judges, tmp_path / "out", quick, chosen=asking)
+    config = RunFolder(tmp_path / "out" / "free_0").read_config()
+    assert config.method == {"name": "sdsa", "mask_dropout": 0.0, "subject": ["cat"]}
+    # of the settings, which all sets have in common, it is none
+    assert evaluation.settings["method"] == quick["method"]
+
+
+def test_the_subject_is_told_only_to_methods_that_ask(tmp_path):
+    named = replace(SETS[0], subject="moon")
+    assert configure(named, QUICK).method == {"name": "shared"}
+    assert configure(named, {"method": {"name": "sdsa"}}).method["subject"] == ["moon"]
+    given = {"name": "sdsa", "subject": "a cat"}
+    assert configure(named, {"method": given}).method == given
+    foreign = replace(SETS[0], prompts=("a photo", "a painting"))
+    assert configure(foreign, {"method": {"name": "sdsa"}}).method == {"name": "sdsa"}
+
+
+def test_runs_that_differ_in_their_subject_are_of_one_method(tmp_path):
+    folders = [
+        write_run(
+            tmp_path / noun, *[("red", "red")] * 2, method={"name": "sdsa", "subject": [noun]}
+        )
+        for noun in ("cat", "moon")
+    ]
+    (group,) = read_groups(folders)
+    assert group.label == "sdsa"
+
+
+def test_every_set_of_the_mini_world_tells_its_subject():
+    tokenizer = CLIPTokenizer.from_pretrained(MINI_FOLDER / "tokenizer")
+    for one in load_benchmark("mini-sets"):
+        config = configure(one, {"method": {"name": "sdsa"}})
+        tokens = find_subject(tokenizer, config.prompts, config.method["subject"])
+        assert all(all(phrases) for phrases in tokens), one.name
+        assert len(tokens[0]) == (2 if "pair" in one.tags and "and" in one.prompts[0] else 1)
 
 
 def test_a_bad_method_leaves_no_run_behind(tmp_path, judges):

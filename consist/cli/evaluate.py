@@ -27,6 +27,7 @@ from consist.cli.options import (
     Strength,
     Values,
     read_method,
+    refuse_given,
 )
 from consist.errors import ConsistError
 
@@ -200,11 +201,7 @@ def check_purpose(context: typer.Context, runs: list[Path] | None, benchmark: st
     if bool(runs) == bool(benchmark):
         raise ConsistError("give either run folders or --benchmark")
     if not benchmark:
-        for name in DRAWN:
-            source = context.get_parameter_source(name)
-            if source is not None and source.name == "COMMANDLINE":
-                option = f"--{name.strip('_').replace('_', '-')}"
-                raise ConsistError(f"{option} goes with --benchmark; runs are drawn as they were")
+        refuse_given(context, DRAWN, "goes with --benchmark; runs are drawn as they were")
 
 
 def show_evaluation(evaluation: Evaluation) -> None:

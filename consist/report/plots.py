@@ -47,9 +47,9 @@ def interval_plot(difference: Interval, reach: float, word: str) -> Html:
     def at(value: float) -> float:
         return 120 + 112 * max(-1.0, min(1.0, value / reach))
 
-    parts = [_line(8, 12, 232, 12, "grid"), _line(120, 2, 120, 22, "zero")]
+    parts = [line(8, 12, 232, 12, "grid"), line(120, 2, 120, 22, "zero")]
     if not math.isnan(difference.low):
-        parts.append(_line(at(difference.low), 12, at(difference.high), 12, "interval"))
+        parts.append(line(at(difference.low), 12, at(difference.high), 12, "interval"))
     parts.append(tag("circle", cx=f"{at(difference.value):.1f}", cy=12, r=4, class_="point"))
     label = f"difference {number(difference.value, '+')}, {ends(difference)}"
     return _svg(240, 24, label, parts, class_=word or "plain")
@@ -71,11 +71,11 @@ def _scatter(runs: Sequence[Run], across: str, up: str, label: str) -> list[Html
     points = [(run, row, a, b) for run, row, a, b in points if not math.isnan(a + b)]
     if len(points) < 2:
         return []
-    x = _Scale([a for _, _, a, _ in points], LEFT, RIGHT)
-    y = _Scale([b for _, _, _, b in points], BOTTOM, TOP)
-    parts = list(_axes(x, y, SCORES[across].title, SCORES[up].title))
+    x = Scale([a for _, _, a, _ in points], LEFT, RIGHT)
+    y = Scale([b for _, _, _, b in points], BOTTOM, TOP)
+    parts = list(axes(x, y, SCORES[across].title, SCORES[up].title))
     for (run, _, a, b), (other, _, c, d) in pairwise(points):
-        parts += [_line(x(a), y(b), x(c), y(d), "link")] if run is other else []
+        parts += [line(x(a), y(b), x(c), y(d), "link")] if run is other else []
     for run, row, a, b in points:
         parts.append(_mark(x(a), y(b), row, f"{run.name}: {number(a)}, {number(b)}"))
     title = f"{label}{SCORES[up].title} against {SCORES[across].title}"
@@ -101,10 +101,10 @@ def _histogram(runs: Sequence[Run], name: str, label: str) -> list[Html]:
         return []
     step = _nice(max(max(gaps) - min(gaps), max(map(abs, gaps)) / 4, 1e-6) / 12)
     bins = Counter(math.floor(gap / step + 1e-9) for gap in gaps)
-    x = _Scale([min(0, *bins) * step, (max(-1, *bins) + 1) * step], LEFT, RIGHT, margin=0)
-    y = _Scale([0, max(bins.values())], BOTTOM, TOP, margin=0)
+    x = Scale([min(0, *bins) * step, (max(-1, *bins) + 1) * step], LEFT, RIGHT, margin=0)
+    y = Scale([0, max(bins.values())], BOTTOM, TOP, margin=0)
     title = f"difference in {score.title}"
-    parts = list(_axes(x, y, title, "sets", whole=True))
+    parts = list(axes(x, y, title, "sets", whole=True))
     for place, sets in bins.items():
         low, high = place * step, (place + 1) * step
         kind = "better" if (place >= 0) == (score.better > 0) else "worse"
@@ -112,12 +112,12 @@ def _histogram(runs: Sequence[Run], name: str, label: str) -> list[Html]:
         left, wide = x(low) + 0.75, max(1.0, x(high) - x(low) - 1.5)
         sides = {"x": left, "y": y(sets), "width": wide, "height": BOTTOM - y(sets)}
         parts.append(tag("rect", words, **_places(sides), class_=f"bin {kind}"))
-    parts.append(_line(x(0), TOP, x(0), BOTTOM, "zero"))
+    parts.append(line(x(0), TOP, x(0), BOTTOM, "zero"))
     note = [f". Sets by how much sharing changed it. {_wish(score)}"]
     return [_figure(f"{label}{title}", parts, note)]
 
 
-class _Scale:
+class Scale:
     """Numbers to places, linearly, with round ticks."""
 
     def __init__(self, values: Sequence[float], start: float, end: float, margin: float = 0.06):
@@ -127,33 +127,37 @@ class _Scale:
         self.start, self.end = start, end
 
     def __call__(self, value: float) -> float:
+        """The place of a number."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
+        """Some five round numbers that lie on it."""
         step = _nice((self.high - self.low) / 5)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [place * step for place in range(first, last + 1)]
 
 
-def _axes(x: _Scale, y: _Scale, across: str, up: str, whole: bool = False) -> Iterator[Html]:
+def axes(x: Scale, y: Scale, across: str, up: str, whole: bool = False) -> Iterator[Html]:
     """Lines and numbers; ``whole`` leaves out what is between whole numbers upwards."""
     for value in x.ticks():
-        yield _line(x(value), TOP, x(value), BOTTOM, "grid")
-        yield _label(f"{value:.3g}", "middle", x=f"{x(value):.1f}", y=BOTTOM + 16)
+        yield line(x(value), y.end, x(value), y.start, "grid")
+        yield label_at(f"{value:.3g}", "middle", x=f"{x(value):.1f}", y=y.start + 16)
     for value in y.ticks():
         if not whole or value == int(value):
-            yield _line(LEFT, y(value), RIGHT, y(value), "grid")
-            yield _label(f"{value:.3g}", "end", x=LEFT - 8, y=f"{y(value) + 4:.1f}")
-    yield _label(across, "middle", x=(LEFT + RIGHT) / 2, y=BOTTOM + 36, class_="axis")
-    turn = f"translate(11 {(TOP + BOTTOM) / 2}) rotate(-90)"
-    yield _label(up, "middle", transform=turn, class_="axis")
+            yield line(x.start, y(value), x.end, y(value), "grid")
+            yield label_at(f"{value:.3g}", "end", x=x.start - 8, y=f"{y(value) + 4:.1f}")
+    yield label_at(across, "middle", x=(x.start + x.end) / 2, y=y.start + 36, class_="axis")
+    turn = f"translate(11 {(y.start + y.end) / 2}) rotate(-90)"
+    yield label_at(up, "middle", transform=turn, class_="axis")
 
 
-def _label(text: str, anchor: str, **more: Any) -> Html:
+def label_at(text: str, anchor: str, **more: Any) -> Html:
+    """Text that starts, ends or has its "middle" at a place."""
     return tag("text", text, text_anchor=anchor, **more)
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Html:
+def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Html:
+    """A line of a class."""
     return tag("line", **_places({"x1": x1, "y1": y1, "x2": x2, "y2": y2}), class_=kind)
 
 

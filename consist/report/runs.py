@@ -86,7 +86,8 @@ class Run:
         """All that makes runs comparable where it is the same: everything but the set itself."""
         known = {**self.config, **self.resolved}
         names = ("model", "steps", "guidance", "scheduler", "width", "height", "negative", "loras")
-        return {"method": self.method, **self.options, **{name: known.get(name) for name in names}}
+        options = {name: value for name, value in self.options.items() if name != "subject"}
+        return {"method": self.method, **options, **{name: known.get(name) for name in names}}
 
     def value(self, name: str, row: str = SHARED) -> float:
         """A score of a row; NaN where it was not measured."""

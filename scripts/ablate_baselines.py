@@ -1,0 +1,109 @@
+"""All methods with their defaults: what they gain over isolated pictures, and what they cost.
+
+    python scripts/ablate_baselines.py --quick         # a try of minutes
+    python scripts/ablate_baselines.py                 # all sets of the first half
+    python scripts/ablate_baselines.py --half second   # the table to quote
+
+Time and memory are ratios to drawing the same pictures isolated: time is the median over rounds
+in which all take turns, so that a machine whose speed drifts treats them alike; memory is what
+drawing adds to a fresh process over the loaded model.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from consist.ablation.settings import Setting
+from consist.benchmarks import load_benchmark
+from consist.cli.ablation import ablate
+from consist.config import RunConfig, plan
+from consist.drawing import draw, prepare
+from consist.evaluate import configure
+from consist.methods import METHODS, build
+from consist.models import Model, load
+from consist.run import ISOLATED
+
+STEPS, ROUNDS = 6, 5  # of each drawing whose cost is measured
+
+
+def settings(model: str) -> list[Setting]:
+    return [
+        Setting(name=name, method={"name": name}, group=name, against="spectral")
+        if name != "spectral"
+        else Setting(name=name, method={"name": name}, group=name)
+        for name in METHODS
+        if name != ISOLATED
+    ]
+
+
+def measure_costs(
+    settings: Sequence[Setting], options: argparse.Namespace
+) -> Mapping[str, Mapping[str, float]]:
+    base = {"model": options.model, "device": options.device, "dtype": options.dtype}
+    one = load_benchmark(options.benchmark)[0]
+    alone = Setting(name=ISOLATED, method={"name": ISOLATED})
+    configs = {
+        setting.name: configure(one, {**base, "steps": STEPS, "method": setting.spelled()})
+        for setting in (alone, *settings)
+    }
+    model = load(options.model, options.device, options.dtype)
+    for config in configs.values():
+        draw_once(model, replace(config, steps=1))
+    rounds = [
+        {name: timed(model, config) for name, config in configs.items()}
+        for _ in range(1 if options.quick else ROUNDS)
+    ]
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
+        peaks = dict(zip(configs, fresh.map(peak_mib, configs.values(), 1), strict=True))
+    return {
+        setting.name: {
+            "time": statistics.median(one[setting.name] / one[ISOLATED] for one in rounds),
+            "memory": peaks[setting.name] / peaks[ISOLATED],
+        }
+        for setting in settings
+    }
+
+
+def draw_once(model: Model, config: RunConfig) -> None:
+    count, method = len(config.prompts), build(config.method)
+    (chunk,) = plan(count, method.anchor_count(count))
+    draw(model.pipe, config, prepare(model, config), chunk, method, lambda share: None)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed(model: Model, config: RunConfig) -> float:
+    started = time.perf_counter()
+    draw_once(model, config)
+    return time.perf_counter() - started
+
+
+def peak_mib(config: RunConfig) -> float:
+    """Memory that drawing adds, in a process of its own (on CUDA: the allocator's peak)."""
+    model = load(config.model, config.device, config.dtype)
+    if model.pipe.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        draw_once(model, config)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    # forgets the peak of loading (Linux)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status_mib("VmRSS")
+    draw_once(model, config)
+    return status_mib("VmHWM") - before
+
+
+def status_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    ablate(__doc__, settings, __file__, measure_costs)
