@@ -46,8 +46,8 @@ def check_weights(folder: RunFolder, config: RunConfig) -> None:
     """
     if not has_weights_of(folder, config):
         raise ConsistError(
-            f"{folder.path} was drawn with other weights of {config.model}; "
-            "choose another --out or remove the folder"
+            f"{folder.path} was drawn with other weights of {config.model} and cannot go on; "
+            "draw it anew in another folder, or remove this one"
         )
 
 

@@ -17,7 +17,7 @@ from random import Random
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -71,16 +71,24 @@ def new_picture(index: int) -> Picture:
 
 
 def round_trips(
-    vae: AutoencoderTiny, images: Sequence[Image.Image], noise: float
+    vae: AutoencoderTiny | AutoencoderKL, images: Sequence[Image.Image], noise: float
 ) -> Iterator[Image.Image]:
     """The pictures through the autoencoder, with noise on the latents."""
     source = torch.Generator().manual_seed(0)
     for image in images:
         with torch.no_grad():
-            latents = vae.encode(to_pixels(np.asarray(image)[None], torch.device("cpu"))).latents
+            latents = encode(vae, to_pixels(np.asarray(image)[None], torch.device("cpu")))
             shaken = latents + noise * torch.randn(latents.shape, generator=source)
-            pixels = vae.decode(shaken).sample[0].clamp(-1, 1)
+            pixels = vae.decode(shaken / vae.config.scaling_factor).sample[0].clamp(-1, 1)
         yield Image.fromarray(((pixels + 1) * 127.5).byte().permute(1, 2, 0).numpy())
+
+
+def encode(vae: AutoencoderTiny | AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
+    """Latents as the UNet meets them, by either kind of autoencoder."""
+    encoded = vae.encode(pixels)
+    has_spread = isinstance(vae, AutoencoderKL)
+    latents = encoded.latent_dist.mode() if has_spread else encoded.latents
+    return latents * vae.config.scaling_factor
 
 
 def marks_of(

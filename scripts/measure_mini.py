@@ -168,8 +168,8 @@ def spreads(prompts: Sequence[str], readings: Sequence[Reading]) -> Table:
             normalized_entropy([counts[value] for value in values])
             for counts in (read[name], truth[name])
         ]
-        value, times = read[name].most_common(1)[0]
-        share = f"{value} ({100 * times / read[name].total():.0f} %)"
+        most = read[name].most_common(1)
+        share = "".join(f"{v} ({100 * n / read[name].total():.0f} %)" for v, n in most)
         table.add_row(name, *(f"{entropy:.3f}" for entropy in entropies), share)
     return table
 

@@ -319,7 +319,7 @@ def test_pictures_of_other_weights_are_neither_reused_nor_continued(tmp_path, ju
     assert find_isolated(RunFolder(first / "free_0"), config) == "isolated"
     retrained()
     assert find_isolated(RunFolder(first / "free_0"), config) is None
-    with pytest.raises(ConsistError, match="free_0 was drawn with other weights of mini; choose"):
+    with pytest.raises(ConsistError, match="free_0 was drawn with other weights of mini and"):
         evaluate_benchmark(SETS, judges, first, QUICK, chosen=SETS[:1])
     spectral = {**QUICK, "method": {"name": "spectral"}}
     evaluate_benchmark(SETS, judges, second, spectral, chosen=SETS[:1], isolated=first)

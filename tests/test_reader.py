@@ -24,7 +24,7 @@ from consist.mini.reader import (
     load_reader,
 )
 from consist.mini.reading import best_temperature, blurred, labels_of, losses, save_reader, views_of
-from consist.mini.world import Picture, sample_picture
+from consist.mini.world import Picture, draw, sample_picture
 
 CPU = torch.device("cpu")
 
@@ -176,3 +176,26 @@ def test_a_file_that_is_no_reader_is_one_sentence(tmp_path):
 def test_pictures_know_their_number():
     assert isinstance(picture(7), Picture)
     assert picture(7) == picture(7) != picture(8)
+
+
+def test_the_shipped_reader_reads_new_drawings():
+    pictures = [sample_picture(Random(f"shipped-{i}")) for i in range(80)]
+    readings = load_reader().read([draw(one).image for one in pictures])
+    right = {"scene": 0, "style": 0, "subject": 0, "color": 0}
+    figures = 0
+    for one, reading in zip(pictures, readings, strict=True):
+        right["scene"] += reading.scene.name == one.scene
+        right["style"] += reading.style.name == one.style
+        found = {subject.subject.name: subject for subject in reading.subjects}
+        for figure in one.figures:
+            figures += 1
+            subject = found.get(figure.identity.subject)
+            right["subject"] += subject is not None
+            right["color"] += bool(subject) and (
+                subject.attributes["color"].name == figure.identity.color
+            )
+    # floors well under what scripts/check_reader.py prints: they catch a wrong file
+    assert right["scene"] / len(pictures) > 0.95
+    assert right["style"] / len(pictures) > 0.95
+    assert right["subject"] / figures > 0.9
+    assert right["color"] / figures > 0.8

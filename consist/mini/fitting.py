@@ -34,7 +34,7 @@ class Recipe:
     word_steps: int = 1_600
     word_batch: int = 128
     word_lr: float = 2e-3
-    unet_steps: int = 9_500
+    unet_steps: int = 24_000
     unet_batch: int = 32
     unet_lr: float = 1e-3
     reader_steps: int = 4_200
