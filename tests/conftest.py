@@ -22,6 +22,8 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from consist.config import RunConfig
+from consist.drawing import load_model
 from consist.mini.architecture import build_tokenizer
 
 WIDTH = 32
@@ -119,3 +121,10 @@ def sdxl_pipe(tokenizer) -> StableDiffusionXLPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="module")
+def model_for():
+    """Gives `mini`, loaded once a module, for the argument of that name."""
+    model = load_model(RunConfig(prompts=("a cat",), seeds=(0,)))
+    return lambda config: model

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from readings import REST
 from rich.console import Console
 
 import consist.cli.ablation
@@ -312,16 +313,6 @@ SETS = [
     )
     for i in range(2)
 ]
-REST = {
-    "pattern": "plain",
-    "pattern_color": "none",
-    "feature": "big",
-    "build": "slim",
-    "accessory": "none",
-    "accessory_color": "none",
-    "hair": "none",
-    "action": "standing",
-}
 
 
 class SquareReader:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from PIL import Image, ImageChops
+from pictures import largest_difference
+from PIL import Image
 
 import consist.drawing as drawing
 from consist.config import RunConfig
@@ -21,10 +22,6 @@ def config(count=2, **changes):
 
 def pictures(folder, count=2, row=""):
     return [folder.picture_path(i, row).read_bytes() for i in range(count)]
-
-
-def largest_difference(a, b):
-    return max(high for _, high in ImageChops.difference(a, b).getextrema())
 
 
 # the run

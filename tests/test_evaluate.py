@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from readings import REST
 from transformers import CLIPTokenizer
 from typer.testing import CliRunner
 
@@ -33,16 +34,6 @@ from consist.scores import read_scores, read_summary, scores_path
 from consist.summary import chance_levels, combine, measure_quality
 
 PROMPTS = ("a cat in paris", "a cat on the moon")
-REST = {
-    "pattern": "plain",
-    "pattern_color": "none",
-    "feature": "big",
-    "build": "slim",
-    "accessory": "none",
-    "accessory_color": "none",
-    "hair": "none",
-    "action": "standing",
-}
 
 
 class ColorReader:

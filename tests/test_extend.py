@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from PIL import Image, ImageChops
+from pictures import largest_difference
+from PIL import Image
 from typer.testing import CliRunner
 
 import consist.drawing as drawing
@@ -34,17 +35,6 @@ def at_once(method, **changes):
 def pictures(folder, row=""):
     names = sorted((folder.path / row).glob("0*.png"))
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in names}
-
-
-def largest_difference(a, b):
-    return max(high for _, high in ImageChops.difference(a, b).getextrema())
-
-
-@pytest.fixture(scope="module")
-def model_for():
-    """The model, loaded once."""
-    model = drawing.load_model(config())
-    return lambda config: model
 
 
 # oracle

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from readings import REST
 
 import consist.judges
 from consist.encoders import ClipEncoder, Encoder, Segmenter
@@ -19,17 +20,7 @@ from consist.mini.prompts import asked, imagine
 from consist.mini.reader import Reading, SubjectReading, Value
 from consist.mini.world import draw
 
-PLAIN = {
-    "color": "red",
-    "pattern": "plain",
-    "pattern_color": "none",
-    "feature": "big",
-    "build": "slim",
-    "accessory": "none",
-    "accessory_color": "none",
-    "hair": "none",
-    "action": "standing",
-}
+PLAIN = {"color": "red", **REST}
 BLACK = Image.new("RGB", (16, 16))
 BOX = np.zeros((16, 16), dtype=bool)
 BOX[4:8, 4:8] = True

@@ -1,7 +1,7 @@
 """One picture anew: the others, and what the subject is made of, stay."""
 
 import pytest
-from PIL import ImageChops
+from pictures import largest_difference
 from typer.testing import CliRunner
 
 import consist.drawing as drawing
@@ -26,17 +26,6 @@ def pictures(folder):
         for path in folder.path.rglob("*.png")
         if path.name != "grid.png"
     }
-
-
-def largest_difference(a, b):
-    return max(high for _, high in ImageChops.difference(a, b).getextrema())
-
-
-@pytest.fixture(scope="module")
-def model_for():
-    """The model, loaded once."""
-    model = drawing.load_model(config())
-    return lambda config: model
 
 
 @pytest.fixture

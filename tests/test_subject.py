@@ -10,7 +10,6 @@ import pytest
 from PIL import ImageChops
 from typer.testing import CliRunner
 
-import consist.drawing as drawing
 from consist.cli import app
 from consist.config import RunConfig
 from consist.drawing import generate
@@ -33,13 +32,6 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("CONSIST_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "home" / "subjects"
-
-
-@pytest.fixture(scope="module")
-def model_for():
-    """The model, loaded once."""
-    model = drawing.load_model(RECIPE)
-    return lambda config: model
 
 
 @pytest.fixture(scope="module")
