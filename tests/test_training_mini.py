@@ -13,11 +13,12 @@ from consist.mini.autoencoder import Album, crop, draw_pictures, off_standard, p
 from consist.mini.denoiser import (
     SUBJECT_WEIGHT,
     diffuse,
+    hidden_weights,
     stratified_timesteps,
     subject_weights,
     use_fast_cpu_attention,
 )
-from consist.mini.fitting import OutOfTime, Recipe, Session
+from consist.mini.fitting import OutOfTime, Recipe, Session, Trainee
 from consist.mini.reader import load_reader
 from consist.mini.train import train
 from consist.mini.world import draw
@@ -52,6 +53,63 @@ def test_twelve_steps_are_seven_and_five(tmp_path, monkeypatch):
     resumed = fit_line(tmp_path / "parts", 12)
     for name, parameter in straight.named_parameters():
         assert torch.equal(parameter, dict(resumed.named_parameters())[name]), name
+
+
+def fit_picture(folder, steps):
+    """Fits a kernel and a matrix by Muon, and a bias by AdamW."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 5))
+    model = model.to(memory_format=torch.channels_last)
+
+    def loss(step):
+        x = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(step))
+        return (model(x) - x.mean((1, 2, 3))[:, None]).square().mean()
+
+    muon = ["net.0.weight", "net.2.weight"]
+    session(folder).fit("net", {"net": model}, 0.02, steps, loss, muon)
+    return model
+
+
+def test_twelve_steps_of_muon_are_seven_and_five(tmp_path, monkeypatch):
+    monkeypatch.setattr("consist.mini.fitting.lr_factor", lambda step, steps, warmup: 1.0)
+    for name in ("straight", "parts"):
+        (tmp_path / name).mkdir()
+    straight = fit_picture(tmp_path / "straight", 12)
+    fit_picture(tmp_path / "parts", 7)
+    resumed = fit_picture(tmp_path / "parts", 12)
+    for name, parameter in straight.named_parameters():
+        assert torch.equal(parameter, dict(resumed.named_parameters())[name]), name
+
+
+def test_muon_turns_all_directions_alike_and_as_far_as_adamw(tmp_path):
+    torch.manual_seed(0)
+    kernel = nn.Conv2d(8, 16, 3).to(memory_format=torch.channels_last)
+    before = kernel.weight.detach().clone()
+    gradient = torch.randn(16, 8, 3, 3) * torch.logspace(0, -1.5, 16)[:, None, None, None]
+    trainee = Trainee({"c": kernel}, 0.1, tmp_path / "c", ["c.weight"])
+    trainee.update((kernel.weight * gradient).sum(), 1.0)
+    moved = kernel.weight.detach() - before * (1 - 0.1 * 0.01)
+    sizes = torch.linalg.svdvals(moved.flatten(1))
+    assert sizes.max() / sizes.min() < 2  # of the gradient: over 30
+    assert 0.75 < moved.square().mean().sqrt() / (0.1 * 0.2) < 1.25
+
+
+def test_muon_needs_its_pytorch_and_its_layout(tmp_path, monkeypatch):
+    kernel = nn.Conv2d(8, 16, 3)
+    with pytest.raises(ValueError, match="channels last"):
+        Trainee({"c": kernel}, 0.1, tmp_path / "c", ["c.weight"])
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ConsistError, match=r"PyTorch 2\.9"):
+        Trainee({"c": nn.Linear(2, 2)}, 0.1, tmp_path / "c", ["c.weight"])
+
+
+def test_muon_moves_what_lies_inside():
+    names = hidden_weights(build_unet())
+    assert "mid_block.attentions.0.transformer_blocks.0.attn1.to_k.weight" in names
+    assert "up_blocks.1.resnets.0.conv1.weight" in names
+    assert not [name for name in names if "norm" in name or name.endswith("bias")]
+    outside = ("conv_in.weight", "conv_out.weight", "time_embedding.linear_1.weight")
+    assert not {*outside}.intersection(names)
 
 
 def test_learns(tmp_path):

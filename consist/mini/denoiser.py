@@ -105,7 +105,18 @@ def train_unet(
         return (weights * (guess.float() - target).square()).mean()
 
     modules = {"unet": unet, "text_encoder": encoder}
-    session.fit("unet", modules, recipe.unet_lr, recipe.unet_steps, loss)
+    muon = [f"unet.{name}" for name in hidden_weights(unet)]
+    session.fit("unet", modules, recipe.unet_lr, recipe.unet_steps, loss, muon)
+
+
+def hidden_weights(unet: UNet2DConditionModel) -> list[str]:
+    """Names of the matrices and kernels that lie between the first layer, the last and the time."""
+    outer = ("conv_in", "conv_out", "time_emb")
+    return [
+        name
+        for name, weight in unet.named_parameters()
+        if weight.ndim > 1 and not any(part in name for part in outer)
+    ]
 
 
 def use_fast_cpu_attention(unet: UNet2DConditionModel) -> None:

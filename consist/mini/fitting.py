@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import torch
+from einops import rearrange
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from consist.errors import ConsistError
+
 EMA = 0.999
+WEIGHT_DECAY = 0.01
 Report = Callable[[str, int, int, float], None]  # stage, step, steps, loss
 
 
@@ -35,7 +39,7 @@ class Recipe:
     word_batch: int = 128
     word_lr: float = 2e-3
     unet_steps: int = 24_000
-    unet_batch: int = 32
+    unet_batch: int = 48
     unet_lr: float = 1e-3
     reader_steps: int = 4_200
     reader_batch: int = 48
@@ -50,18 +54,41 @@ class OutOfTime(Exception):
 
 
 class Trainee:
-    """Weights that learn, their moving average and AdamW's state, kept in one safetensors file."""
+    """Weights that learn, their moving average and the optimizers' state, in one safetensors file.
 
-    def __init__(self, modules: Mapping[str, nn.Module], lr: float, path: Path):
+    AdamW moves all weights but those named in ``muon``. Those are hidden matrices and kernels, and
+    Muon (Jordan et al. 2024) moves them by orthogonalized momentum, scaled so that AdamW's rate
+    fits it (Liu et al. 2025, arXiv 2502.16982, equation 4).
+
+    Raises:
+        ConsistError: ``muon`` names weights and PyTorch is older than 2.9.
+        ValueError: It names a kernel that does not lie in memory with its channels last.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        lr: float,
+        path: Path,
+        muon: Collection[str] = (),
+    ):
         self.parameters = {
             f"{prefix}.{name}": parameter
             for prefix, module in modules.items()
             for name, parameter in module.named_parameters()
         }
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        self.matrices = {name: self._view(name) for name in muon}
+        self.adamw = torch.optim.AdamW(
+            (p for name, p in self.parameters.items() if name not in self.matrices),
+            lr=lr,
+            betas=(0.9, 0.99),
+            weight_decay=WEIGHT_DECAY,
+            fused=True,
         )
+        self.optimizers: list[torch.optim.Optimizer] = [self.adamw]
+        if self.matrices:
+            self.optimizers.append(build_muon(self.matrices.values(), lr))
         self.lr = lr
         self.path = path
         self.step = 0
@@ -70,12 +97,17 @@ class Trainee:
 
     def update(self, loss: Tensor, lr_factor: float) -> None:
         """Takes one step down the gradient of ``loss``."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * lr_factor
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters.values():
+            parameter.grad = None
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        self.optimizer.step()
+        for name, matrix in self.matrices.items():
+            gradient = self.parameters[name].grad
+            matrix.grad = None if gradient is None else as_matrix(gradient)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * lr_factor
+            optimizer.step()
         self.step += 1
         # short at first, so that the random start is forgotten
         decay = min(EMA, self.step / (self.step + 10))
@@ -87,10 +119,11 @@ class Trainee:
         """Writes the file in full or not at all."""
         tensors = {f"average.{name}": value for name, value in self.average.items()}
         for name, parameter in self.parameters.items():
-            state = self.optimizer.state[parameter]
             tensors[f"weight.{name}"] = parameter.detach()
-            tensors[f"exp_avg.{name}"] = state["exp_avg"]
-            tensors[f"exp_avg_sq.{name}"] = state["exp_avg_sq"]
+        for optimizer in self.optimizers:
+            for name, tensor in self._moved_by(optimizer).items():
+                state = optimizer.state[tensor]
+                tensors |= {f"{key}.{name}": state[key] for key in state if key != "step"}
         tensors = {name: value.contiguous() for name, value in tensors.items()}
         partial = self.path.with_suffix(".part")
         save_file(tensors, partial, metadata={"step": str(self.step)})
@@ -102,16 +135,56 @@ class Trainee:
             for name, parameter in self.parameters.items():
                 parameter.data.copy_(file.get_tensor(f"weight.{name}"))
                 self.average[name].copy_(file.get_tensor(f"average.{name}"))
-                self.optimizer.state[parameter] = {
+            for name, parameter in self._moved_by(self.adamw).items():
+                self.adamw.state[parameter] = {
                     "step": torch.tensor(float(self.step)),
                     "exp_avg": file.get_tensor(f"exp_avg.{name}").to(parameter),
                     "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{name}").to(parameter),
                 }
+            for muon in self.optimizers[1:]:
+                for name, matrix in self.matrices.items():
+                    momentum = file.get_tensor(f"momentum_buffer.{name}").to(matrix)
+                    muon.state[matrix] = {"momentum_buffer": momentum}
+
+    def _view(self, name: str) -> Tensor:
+        weight = self.parameters[name].detach()
+        matrix = as_matrix(weight)
+        if matrix.data_ptr() != weight.data_ptr():
+            raise ValueError(f"{name} must lie in memory with its channels last")
+        return matrix
+
+    def _moved_by(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        if optimizer is not self.adamw:
+            return self.matrices
+        return {name: p for name, p in self.parameters.items() if name not in self.matrices}
 
     def adopt_average(self) -> None:
         """Puts the moving average in the place of the weights."""
         for name, parameter in self.parameters.items():
             parameter.data.copy_(self.average[name])
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """A weight ``(o, i)`` or ``(o, i, h, w)`` as the matrix that it multiplies by.
+
+    It shares the memory of a kernel that lies there with its channels last.
+    """
+    return weight if weight.ndim == 2 else rearrange(weight, "o i h w -> o (h w i)")
+
+
+def build_muon(matrices: Collection[Tensor], lr: float) -> torch.optim.Optimizer:
+    """Muon with steps as large as AdamW's.
+
+    Raises:
+        ConsistError: PyTorch is older than 2.9.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise ConsistError(
+            f"training mini needs PyTorch 2.9 or newer, for Muon; this is {torch.__version__}"
+        )
+    return torch.optim.Muon(
+        list(matrices), lr=lr, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
+    )
 
 
 def lr_factor(step: int, steps: int, warmup: int) -> float:
@@ -141,13 +214,17 @@ class Session:
         lr: float,
         steps: int,
         loss: Callable[[int], Tensor],
+        muon: Collection[str] = (),
     ) -> None:
         """Minimizes ``loss(step)`` over the weights of ``modules``, which end as their average.
 
+        Weights named in ``muon`` are moved by Muon, all others by AdamW.
+
         Raises:
             OutOfTime: The recipe's minutes are over; the weights are the average so far.
+            ConsistError: ``muon`` names weights and PyTorch is older than 2.9.
         """
-        trainee = Trainee(modules, lr, self.folder / f"{stage}.safetensors")
+        trainee = Trainee(modules, lr, self.folder / f"{stage}.safetensors", muon)
         saved = time.monotonic()
         late = False
         while trainee.step < steps and not late:
