@@ -1,5 +1,6 @@
 """Real diffusers classes at toy size with random weights, built once per test run."""
 
+import copy
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -119,6 +120,26 @@ def sdxl_pipe(tokenizer) -> StableDiffusionXLPipeline:
         scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
         add_watermarker=False,
     )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def sd2_pipe(sd_pipe):
+    """SD 2.x: linear projections, v-prediction, and a tokenizer that pads with "!"."""
+    torch.manual_seed(4)
+    config = {**sd_pipe.unet.config, "use_linear_projection": True, "upcast_attention": True}
+    tokenizer = copy.deepcopy(sd_pipe.tokenizer)
+    tokenizer.pad_token = "!"
+    changes = {
+        "unet": UNet2DConditionModel.from_config(config).eval(),
+        "scheduler": DDIMScheduler(
+            prediction_type="v_prediction", clip_sample=False, steps_offset=1
+        ),
+        "tokenizer": tokenizer,
+    }
+    parts = {**sd_pipe.components, **changes}
+    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from diffusers import (
-    DDIMScheduler,
-    StableDiffusionPipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import Attention
 from PIL import ImageChops
@@ -189,26 +186,6 @@ def test_a_word_of_several_vectors_has_all_its_places(sd_pipe, tokenizer):
 
 
 # the embeddings
-
-
-@pytest.fixture
-def sd2_pipe(sd_pipe):
-    """SD 2.x: linear projections, v-prediction, and a tokenizer that pads with "!"."""
-    torch.manual_seed(4)
-    config = {**sd_pipe.unet.config, "use_linear_projection": True, "upcast_attention": True}
-    tokenizer = copy.deepcopy(sd_pipe.tokenizer)
-    tokenizer.pad_token = "!"
-    changes = {
-        "unet": UNet2DConditionModel.from_config(config).eval(),
-        "scheduler": DDIMScheduler(
-            prediction_type="v_prediction", clip_sample=False, steps_offset=1
-        ),
-        "tokenizer": tokenizer,
-    }
-    parts = {**sd_pipe.components, **changes}
-    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture
