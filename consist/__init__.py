@@ -21,6 +21,7 @@ _PUBLIC = {
     "extend": "consist.more",
     "redo": "consist.more",
     "take_subject": "consist.more",
+    "with_references": "consist.references",
     "Subject": "consist.subject",
 }
 __all__ = list(_PUBLIC)

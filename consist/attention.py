@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,8 +28,10 @@ from consist.correspondence import RecordedFeatures
 from consist.cross_attention import IdentityAttnProcessor
 from consist.layers import attention_layers, refuse_unusual
 from consist.masks import GivenMasks, RecordedMasks, SubjectTokens
-from consist.methods.method import Injecting, Masked, Method, Prompting, Rewriting
+from consist.methods.method import Injecting, Masked, Method, Prompting, Rewriting, Site
+from consist.methods.stylealigned import affine
 from consist.recorders import UNetCall, listen
+from consist.sharing import Bank
 
 TRAIN_TIMESTEPS = 1000  # of every Stable Diffusion; used when only a UNet is given
 
@@ -43,6 +46,7 @@ def shared_attention(
     seed: int = 0,
     subject_tokens: SubjectTokens | None = None,
     masks: Tensor | None = None,
+    references: int = 0,
 ) -> Iterator[None]:
     """Lets the images of a batch attend to one another while the block runs.
 
@@ -66,6 +70,8 @@ def shared_attention(
             ``identity_tokens``; others take neither.
         masks: Where the subject is, bool ``(n, rows, columns)`` of any grid, instead of what
             cross-attention says; ``(n, c, rows, columns)`` of several subjects.
+        references: How many images of a batch, the first ones, are noised pictures that were not
+            generated. They attend to no other image, and keys are matched: see ``match_keys``.
 
     Raises:
         TypeError: ``pipe`` has no ``UNet2DConditionModel``.
@@ -73,19 +79,24 @@ def shared_attention(
         NotImplementedError: A layer that is covered, recorded or changed does more than plain
             attention.
     """
+    if references < 0:
+        raise ValueError(f"references is {references}; allowed: 0 and above")
     unet = _unet_of(pipe)
     layers = covered_layers(unet, method)
     source = _mask_source(method, subject_tokens, masks)
     features = RecordedFeatures() if isinstance(method, Injecting) else None
     halves = _halves_reader(pipe, guidance_halves)
     call = UNetCall(halves, _train_timesteps(pipe), seed, source, features)
-    name, _ = choose(backend, unet.device, unet.dtype)
+    names = {
+        layer: choose(backend, unet.device, unet.dtype, attn.inner_dim // attn.heads)[0]
+        for layer, attn in layers.items()
+    }
     with ExitStack() as restore:
         for handle in listen(unet, method, layers, call):
             restore.callback(handle.remove)
         for layer, attn in layers.items():
             restore.callback(attn.set_processor, attn.processor)
-            attn.set_processor(SharedAttnProcessor(layer, method, call, name))
+            attn.set_processor(SharedAttnProcessor(layer, method, call, names[layer], references))
         if isinstance(method, Prompting) and subject_tokens is not None:
             for layer, attn in _plain_layers(attention_layers(unet, ".attn2")).items():
                 restore.callback(attn.set_processor, attn.processor)
@@ -96,11 +107,14 @@ def shared_attention(
 class SharedAttnProcessor:
     """Self-attention that lets a method decide which tokens of other images are seen."""
 
-    def __init__(self, layer: str, method: Method, call: UNetCall, backend: str):
+    def __init__(
+        self, layer: str, method: Method, call: UNetCall, backend: str, references: int = 0
+    ):
         self.layer = layer
         self.method = method
         self.call = call
         self.backend = backend
+        self.references = references
 
     def __call__(
         self,
@@ -123,7 +137,7 @@ class SharedAttnProcessor:
         site = self.call.site(self.layer, query.shape[2])
         if isinstance(self.method, Rewriting):
             query, key, value = self.method.rewrite(query, key, value, site)
-        bank = self.method(query, key, value, site)
+        query, key, bank = self._share(query, key, value, site)
 
         hidden_states = attend(query, key, value, bank, self.backend)
 
@@ -133,6 +147,54 @@ class SharedAttnProcessor:
         if isinstance(self.method, Injecting):
             hidden_states = self.method.inject(hidden_states, site)
         return hidden_states
+
+    def _share(
+        self, q: Tensor, k: Tensor, v: Tensor, site: Site
+    ) -> tuple[Tensor, Tensor, Bank | None]:
+        """What is shared, with the queries and keys that it goes with."""
+        if not self.references:
+            return q, k, self.method(q, k, v, site)
+        matched = match_keys(q, k, site.n, self.references)
+        bank = self.method(*matched, v, site)
+        # where nothing is shared, not even rounding shall tell
+        return (q, k, None) if bank is None else (*matched, _hide(bank, site.n, self.references))
+
+
+def match_keys(q: Tensor, k: Tensor, images: int, references: int) -> tuple[Tensor, Tensor]:
+    """Queries and keys with which each image sees the references' keys normalized to its own.
+
+    ConsiStory (arXiv:2402.03286, appendix E) normalizes the keys of inverted anchors to those of
+    the generated images: ``s_i (k_r - m_r) / s_r + m_i``, with the means ``m`` and deviations ``s``
+    of each channel over the tokens. Here ``i`` is the very image that looks, not the whole batch,
+    so that an image does not depend on its neighbors. Up to one number per query, which softmax
+    does not notice, the same logits are those of ``q s_i / s`` with keys that all have the mean
+    ``m`` and the deviation ``s`` of the references together, and no key is held once per image. The
+    logits of own keys stay as they are.
+
+    Args:
+        q: ``(g n) h l d``; never changed.
+        k: ``(g n) h l d``; never changed.
+        images: Images ``n`` in each guidance half.
+        references: How many of them, the first ones, were not generated; at least 1.
+
+    Raises:
+        ValueError: There are more references than images.
+    """
+    if references > images:
+        raise ValueError(f"references is {references}; allowed: at most {images}, the batch")
+    q, k = (rearrange(x, "(g n) h l d -> g n h l d", n=images) for x in (q, k))
+    together = rearrange(k[:, :references], "g r h l d -> g 1 h (r l) d")
+    gain, shift = affine(k, together)
+    matched = (q / gain).to(q.dtype), (k * gain + shift).to(k.dtype)
+    q, k = (rearrange(x, "g n h l d -> (g n) h l d") for x in matched)
+    return q, k
+
+
+def _hide(bank: Bank, images: int, references: int) -> Bank:
+    """The bank, of which the first ``references`` images see nothing."""
+    shown = torch.ones(images, images, dtype=torch.bool) if bank.visible is None else bank.visible
+    seeing = torch.arange(images) >= references
+    return replace(bank, visible=shown & seeing[:, None])
 
 
 def covered_layers(unet: UNet2DConditionModel, method: Method) -> dict[str, Attention]:

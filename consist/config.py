@@ -43,12 +43,31 @@ class RunConfig:
     # them ahead of its pictures, and the method has them, and no others, as its anchors
     anchor_prompts: tuple[str, ...] = ()
     anchor_seeds: tuple[int, ...] = ()  # one per anchor prompt
+    # pictures that are these anchors, none or one each; see consist.references
+    anchor_pictures: tuple[str, ...] = ()  # absolute paths
+    anchor_digests: tuple[str, ...] = ()  # SHA-256 of each file, in hex
+    # a file, beside run.json or absolute, of what the anchors share: they are drawn once to write
+    # it, and the pictures from it without them; "": every chunk draws the anchors
+    cache: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ConsistError("no prompt was given; give at least one")
         _check_scenes("", self.prompts, self.seeds)
         _check_scenes("anchor ", self.anchor_prompts, self.anchor_seeds)
+        if self.cache and not self.anchor_prompts:
+            raise ConsistError("a cache is of anchors that a run names, and this one names none")
+        if self.cache and self.anchor_pictures:
+            raise ConsistError(
+                "a cache is of anchors that are drawn, and not of given pictures, whose keys are "
+                "matched to those of each picture beside them"
+            )
+        anchors, pictures = len(self.anchor_prompts), len(self.anchor_pictures)
+        if pictures not in (0, anchors) or len(self.anchor_digests) != pictures:
+            raise ConsistError(
+                f"{pictures} anchor pictures and {len(self.anchor_digests)} digests were given for "
+                f"{anchors} anchor prompts; give none, or one of each per prompt"
+            )
         for name, low, high in (
             ("steps", 1, 1000),
             ("guidance", 0, 100),
@@ -84,13 +103,11 @@ class RunConfig:
             raise ValueError(f"no config, or one of another version: {given!r:.80}") from None
 
     def with_anchors(self) -> RunConfig:
-        """The same images with the anchors first among the pictures, as a chunk counts them."""
+        """The same run with the anchors also ahead of its pictures, as a chunk counts them."""
         return replace(
             self,
             prompts=self.anchor_prompts + self.prompts,
             seeds=self.anchor_seeds + self.seeds,
-            anchor_prompts=(),
-            anchor_seeds=(),
         )
 
     def next_seed(self) -> int:
@@ -170,7 +187,8 @@ def plan_more(anchors: int, images: Sequence[int], batch_size: int | None = None
 def plan_run(config: RunConfig, anchors: int, missing: Collection[int]) -> list[Chunk]:
     """The chunks that draw the missing pictures of one row of a run.
 
-    Where the run names its anchors, those that are missing are drawn alone, as they were at first.
+    Where the run names its anchors, those that are missing are drawn alone, as they were at first;
+    with a cache the other chunks go without them.
 
     Args:
         config: The run.
@@ -190,13 +208,30 @@ def plan_run(config: RunConfig, anchors: int, missing: Collection[int]) -> list[
     first = tuple(place for place in left if place < anchors)
     more = [place for place in left if place >= anchors]
     chunks = [Chunk(tuple(range(anchors)), first)] if first else []
-    return chunks + plan_more(anchors, more, config.batch_size)
+    return chunks + plan_more(0 if config.cache else anchors, more, config.batch_size)
+
+
+def plan_recording(config: RunConfig) -> Chunk:
+    """The anchors of a run, and one further image, which sees what a cache is to hold.
+
+    Raises:
+        ConsistError: The anchors leave no room for it.
+    """
+    count = len(config.anchor_prompts)
+    (chunk,) = plan_more(count, [count], config.batch_size)
+    return chunk
+
+
+def is_cached(config: RunConfig, chunk: Chunk) -> bool:
+    """Whether a chunk of the shared row is drawn from the cache: it goes without anchors."""
+    return bool(config.cache) and 0 not in chunk.images
 
 
 def places(config: RunConfig) -> list[int]:
     """Where each picture of a run stands in ``config.with_anchors()``.
 
-    One with the prompt and the seed of an anchor is that anchor.
+    One with the prompt and the seed of an anchor is that anchor, unless the anchor is a given
+    picture.
 
     >>> snow = RunConfig(
     ...     prompts=("a cat", "a cat in the snow"),
@@ -208,9 +243,10 @@ def places(config: RunConfig) -> list[int]:
     [0, 2]
     """
     anchors = list(zip(config.anchor_prompts, config.anchor_seeds, strict=True))
+    drawn = [] if config.anchor_pictures else anchors
     scenes = zip(config.prompts, config.seeds, strict=True)
     return [
-        anchors.index(scene) if scene in anchors else len(anchors) + picture
+        drawn.index(scene) if scene in drawn else len(anchors) + picture
         for picture, scene in enumerate(scenes)
     ]
 

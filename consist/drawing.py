@@ -2,16 +2,17 @@
 
 Images of one run are drawn in chunks. Every chunk holds the anchors, which are drawn again from
 their seeds, and some further images: memory is bounded by the chunk, whatever the number of
-prompts, and every chunk can be repeated alone.
+prompts, and every chunk can be repeated alone. With a cache, the anchors are drawn once and what
+they shared takes their place.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +21,21 @@ from PIL import Image
 from torch import Tensor
 
 from consist.attention import shared_attention
-from consist.backend import choose
-from consist.config import Chunk, RunConfig, places, plan_run
-from consist.errors import ConsistError
-from consist.masks import SubjectTokens
+from consist.cache import CacheFile, describe
+from consist.config import Chunk, RunConfig, is_cached, places, plan_recording, plan_run
 from consist.methods import build
+from consist.methods.cached import Cached, Recording, refuse_uncached
 from consist.methods.isolated import Isolated
-from consist.methods.method import Masked, Method, Prompting
-from consist.models import MINI, Model, Pipeline, add_loras, load, set_scheduler
+from consist.methods.method import Method
+from consist.models import Model, Pipeline, load
 from consist.origin import check_weights, peak_memory_gib, versions
-from consist.phrases import find_subject
-from consist.prompting import conditioning, identity_tokens
+from consist.preparing import Settings, prepare, subject_tokens
+from consist.prompting import conditioning
+from consist.references import Held, check_references, read_pictures
 from consist.run import ISOLATED, SHARED, RunFolder, default_folder
-
-log = logging.getLogger("consist")
 
 Watch = Callable[[float, int], None]  # images drawn so far (fractions count), images in all
 Load = Callable[[RunConfig], Model]  # gives the model of a config, ready to be fitted to it
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What ``None`` and "auto" came to mean for the loaded model."""
-
-    steps: int
-    guidance: float
-    width: int
-    height: int
-    scheduler: str
-    device: str
-    dtype: str
-    backend: str
 
 
 def load_model(config: RunConfig) -> Model:
@@ -69,7 +54,8 @@ def generate(
     Args:
         config: What to draw. With ``compare``, a run that was drawn without it is completed.
         out: The folder; by default one in ``runs/`` that is named after the config.
-        watch: Told after each step how many images are drawn, and how many there will be.
+        watch: Told after each step how many images are drawn, and how many there will be; those
+            that a cache is recorded from count too.
         model_for: Asked for the model if there is something to draw.
 
     Raises:
@@ -117,100 +103,44 @@ def complete(
 
     if record:
         check_weights(folder, config)
+    check_references(config)
+    cached = any(row == SHARED and is_cached(config, chunk) for row, chunk in left)
+    if cached:
+        refuse_uncached(rows[SHARED], config.method["name"])
     model = model_for(config)
     settings = prepare(model, whole)
+    file = CacheFile(folder.path / config.cache, describe(config, vars(settings)))
+    kept = file.read() if cached else {}
+    recorded = plan_recording(config) if kept is None else None
     for index in again:
         folder.set_aside(index)
     record = _record(config, settings, record)
     folder.write_record(record)
     started = time.monotonic()
     total = len(rows) * count
-    for number, (row, chunk) in enumerate(left):
-        done = total - sum(len(later.new) for _, later in left[number:])
-
-        def step(share: float, done: int = done, new: int = len(chunk.new)) -> None:
-            watch(done + share * new, total)
-
-        images = draw(model.pipe, whole, settings, chunk, rows[row], step)
+    done = total - sum(len(chunk.new) for _, chunk in left)
+    if recorded:
+        total += len(recorded.images)
+        step = partial(_tell, watch, done, len(recorded.images), total)
+        kept = record_anchors(model.pipe, config, settings, recorded, step)
+        file.write(kept)
+        done += len(recorded.images)
+    for row, chunk in left:
+        method = rows[row]
+        if kept and row == SHARED and is_cached(config, chunk):
+            method = Cached(method, kept)
+        step = partial(_tell, watch, done, len(chunk.new), total)
+        images = draw(model.pipe, whole, settings, chunk, method, step)
         _write(folder, row, chunk, images, config)
-    folder.write_grid(_read_rows(folder, rows, count), list(config.prompts))
+        done += len(chunk.new)
+    references = read_pictures(config, settings.width, settings.height)
+    captions = [f"reference: {text}" for text in config.anchor_prompts[: len(references)]]
+    shown = {name: references + row for name, row in _read_rows(folder, rows, count).items()}
+    folder.write_grid(shown, [*captions, *config.prompts])
     seconds = record["seconds"] + time.monotonic() - started
     end = {"seconds": round(seconds, 3), "peak_memory_gib": peak_memory_gib(), "finished": True}
     folder.write_record({**record, **end})
     return folder
-
-
-def prepare(model: Model, config: RunConfig) -> Settings:
-    """Fits the pipeline to the config, and resolves what the config leaves open.
-
-    Raises:
-        ConsistError: Something does not fit this model.
-    """
-    pipe = model.pipe
-    if config.scheduler:
-        set_scheduler(pipe, config.scheduler)
-    add_loras(pipe, config.loras)
-    check_prompts(pipe, (*config.prompts, config.negative))
-    subject_tokens(pipe, config, build(config.method))
-    if config.model == MINI:
-        warn_of_new_words(config.prompts)
-    pipe.vae.enable_slicing()
-    native = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    width, height = config.width or native, config.height or native
-    for side in (width, height):
-        if side % pipe.vae_scale_factor:
-            factor = pipe.vae_scale_factor
-            raise ConsistError(f"size {width}x{height} must be a multiple of {factor} both ways")
-    try:
-        backend, _ = choose(config.backend, pipe.unet.device, pipe.unet.dtype)
-    except ValueError as error:
-        raise ConsistError(str(error)) from None
-    guidance = model.defaults.guidance if config.guidance is None else config.guidance
-    return Settings(
-        steps=config.steps or model.defaults.steps,
-        guidance=guidance,
-        width=width,
-        height=height,
-        scheduler=type(pipe.scheduler).__name__,
-        device=str(pipe.unet.device),
-        dtype=str(pipe.unet.dtype).removeprefix("torch."),
-        backend=backend,
-    )
-
-
-def check_prompts(pipe: Pipeline, prompts: tuple[str, ...]) -> None:
-    """Refuses prompts that the text encoder would cut, and says which words fall off."""
-    tokenizer = pipe.tokenizer
-    limit = tokenizer.model_max_length
-    for prompt in prompts:
-        tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
-        if len(tokens) > limit:
-            lost = tokenizer.decode(tokens[limit - 1 : -1]).strip()
-            raise ConsistError(
-                f"the prompt has {len(tokens) - 2} tokens, the text encoder takes {limit - 2}: "
-                f"{lost!r} falls off the end of {prompt!r}"
-            )
-
-
-def warn_of_new_words(prompts: tuple[str, ...]) -> None:
-    """Logs the words that `mini` has never seen, and what it knows."""
-    from consist.mini.world import vocabulary
-
-    topics = vocabulary()
-    known = {word for names in topics.values() for name in names for word in name.split()}
-    words = {w for prompt in prompts for w in prompt.lower().replace(",", " ").split()}
-    if new := sorted(words - known):
-        knows = "; ".join(f"{topic}: {', '.join(names)}" for topic, names in topics.items())
-        log.warning("mini has never seen %s. It knows %s", ", ".join(map(repr, new)), knows)
-
-
-def subject_tokens(pipe: Pipeline, config: RunConfig, method: Method) -> SubjectTokens | None:
-    """Where each prompt of the run names the subject, for a method that must be told."""
-    if isinstance(method, Prompting):
-        return identity_tokens(pipe, config.prompts, method)
-    if not isinstance(method, Masked):
-        return None
-    return find_subject(pipe.tokenizer, config.prompts, method.subject)
 
 
 def draw(
@@ -224,17 +154,27 @@ def draw(
 ) -> list[Image.Image]:
     """Draws the images of a chunk; ``step`` hears the share that is done.
 
-    ``masks`` of the chunk's images, as for ``shared_attention``, take the place of those that are
-    read off cross-attention.
+    Anchors that are given pictures are not denoised: at each step they are the picture with the
+    noise of their seed, see ``consist.references``. ``masks`` of the chunk's images, as for
+    ``shared_attention``, take the place of those that are read off cross-attention.
     """
     generators = [torch.Generator("cpu").manual_seed(config.seeds[i]) for i in chunk.images]
     factor = pipe.vae_scale_factor
     shape = (pipe.unet.config.in_channels, settings.height // factor, settings.width // factor)
     # float32 whatever the model's precision, so that a seed is the same noise everywhere
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    latents = noise.to(pipe.unet.device, pipe.unet.dtype)
+
+    # a chunk holds all anchors or none
+    pictures = read_pictures(config, settings.width, settings.height) if 0 in chunk.images else []
+    held = Held(pipe, pictures, noise) if pictures else None
+    if held:
+        latents = held.start(latents, settings.steps)
 
     def on_step(pipe: Any, index: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
         step((index + 1) / pipe.num_timesteps)
+        if held:
+            state["latents"] = held.put(state["latents"], index + 1)
         return state
 
     # of all prompts, so that every chunk finds the same subject
@@ -242,10 +182,11 @@ def draw(
     sharing = shared_attention(
         pipe,
         method,
-        backend=settings.backend,
+        backend=config.backend,
         seed=config.seeds[0],
         subject_tokens=tokens and tuple(tokens[i] for i in chunk.images),
         masks=masks,
+        references=len(pictures),
     )
     with sharing:
         result = pipe(
@@ -254,16 +195,39 @@ def draw(
             height=settings.height,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
-            latents=noise.to(pipe.unet.device, pipe.unet.dtype),
+            latents=latents,
             generator=generators,
             callback_on_step_end=on_step,
         )
     return list(result.images)
 
 
+def record_anchors(
+    pipe: Pipeline,
+    config: RunConfig,
+    settings: Settings,
+    chunk: Chunk,
+    step: Callable[[float], None],
+) -> dict[str, Tensor]:
+    """Draws the chunk of ``plan_recording``, and gives what the further image sees.
+
+    It is the first anchor once more: anchors do not see it, and whatever it is sees the same.
+    """
+    twice = replace(
+        config, prompts=config.anchor_prompts[:1], seeds=config.anchor_seeds[:1]
+    ).with_anchors()
+    recording = Recording(build(config.method))
+    draw(pipe, twice, settings, chunk, recording, step)
+    return recording.kept
+
+
 def missing(folder: RunFolder, row: str, count: int) -> list[int]:
     """Which of the first ``count`` pictures of a row are still to be drawn."""
     return [index for index in range(count) if not folder.picture_path(index, row).exists()]
+
+
+def _tell(watch: Watch, done: int, new: int, total: int, share: float) -> None:
+    watch(done + share * new, total)
 
 
 def _write(

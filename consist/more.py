@@ -21,6 +21,7 @@ from consist.methods.method import Masked, Method, Prompting
 from consist.models import MINI, split_weight
 from consist.origin import versions
 from consist.phrases import shared_phrase
+from consist.references import check_references
 from consist.run import RunFolder
 from consist.subject import Subject
 
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 # what the model decided at first, and another version might decide otherwise
 SETTLED = ("steps", "guidance", "width", "height")
+# in the folder of a run
+CACHE_FILE = "anchors.safetensors"
 
 
 def extend(
@@ -36,6 +39,7 @@ def extend(
     *,
     seeds: tuple[int, ...] = (),
     batch_size: int | None = None,
+    cache: bool = False,
     watch: Watch = lambda done, count: None,
     model_for: Load = load_model,
 ) -> RunFolder:
@@ -50,6 +54,8 @@ def extend(
         seeds: As for ``spread_seeds``; by default they go on from the run's largest.
         batch_size: Pictures in memory at a time, anchors included; by default as many as the run
             had, and at least twice its anchors.
+        cache: Draws them from what the anchors shared, kept in the run as ``CACHE_FILE``, instead
+            of beside the anchors. It stays so for all that the run is given later.
         watch: As for ``generate``.
         model_for: As for ``generate``.
 
@@ -61,8 +67,11 @@ def extend(
     if not prompts:
         raise ConsistError("no prompt was given; give at least one")
     if _ends_with(before, tuple(prompts), seeds):
-        return complete(folder, before, watch, model_for)
+        again = _with_cache(before) if cache and before.anchor_prompts else before
+        return complete(folder, again, watch, model_for)
     config = write_out_anchors(folder)
+    if cache:
+        config = _with_cache(config)
     added = spread_seeds(seeds or (config.next_seed(),), len(prompts))
     usual = max(len(config.prompts), 2 * len(config.anchor_prompts))
     config = replace(
@@ -129,10 +138,12 @@ def take_subject(run: Path | str) -> Subject:
     """What the subject of a run is made of, independent of its folder.
 
     Raises:
-        ConsistError: There is no run, or its method cannot draw more of a subject.
+        ConsistError: There is no run, its method cannot draw more of a subject, or a picture that
+            was given as a reference has changed or is gone.
     """
     folder = RunFolder(Path(run))
     config = write_out_anchors(folder)
+    check_references(config)
     recipe = RunConfig(
         prompts=config.anchor_prompts,
         seeds=config.anchor_seeds,
@@ -143,7 +154,12 @@ def take_subject(run: Path | str) -> Subject:
         loras=tuple(map(_absolute_lora, config.loras)),
         **{name: getattr(config, name) for name in SETTLED},
     )
-    return Subject(config=recipe, versions=folder.read_record().get("versions", {}))
+    return Subject(
+        config=recipe,
+        versions=folder.read_record().get("versions", {}),
+        pictures=config.anchor_pictures,
+        digests=config.anchor_digests,
+    )
 
 
 def check_weights_of(subject: Subject) -> None:
@@ -164,20 +180,21 @@ def write_out_anchors(folder: RunFolder) -> RunConfig:
         ConsistError: There is no run, or its method cannot draw more of a subject.
     """
     config = folder.read_config()
+    resolved = folder.read_record().get("resolved", {})
+    settled = {name: resolved.get(name, getattr(config, name)) for name in SETTLED}
     if config.anchor_prompts:
-        return config
+        return replace(config, **settled)
     method = build(config.method)
     count = count_anchors(method, config)
     told = {**config.method, "anchors": count}
     if isinstance(method, Masked) and not method.subject:
         told["subject"] = [shared_phrase(config.prompts)]
-    resolved = folder.read_record().get("resolved", {})
     return replace(
         config,
         method=told,
         anchor_prompts=config.prompts[:count],
         anchor_seeds=config.seeds[:count],
-        **{name: resolved.get(name, getattr(config, name)) for name in SETTLED},
+        **settled,
     )
 
 
@@ -204,6 +221,10 @@ def _ends_with(config: RunConfig, prompts: tuple[str, ...], seeds: tuple[int, ..
     count = len(prompts)
     given = spread_seeds(seeds, count) if seeds else config.seeds[-count:]
     return config.prompts[-count:] == prompts and config.seeds[-count:] == given
+
+
+def _with_cache(config: RunConfig) -> RunConfig:
+    return replace(config, cache=config.cache or CACHE_FILE)
 
 
 def _put(values: tuple[T, ...], index: int, value: T) -> tuple[T, ...]:

@@ -12,7 +12,8 @@ from consist.run import ISOLATED, SHARED, RunFolder, identity, write_atomically
 # fields of a config that leave the isolated row as it is, but for the last bit
 INDIFFERENT = {
     *("method", "compare", "device", "backend", "batch_size"),
-    *("anchor_prompts", "anchor_seeds"),
+    *("anchor_prompts", "anchor_seeds", "anchor_pictures", "anchor_digests"),
+    "cache",
 }
 
 

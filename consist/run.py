@@ -141,10 +141,14 @@ def find_runs(path: Path) -> list[RunFolder]:
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
-    """What tells runs apart, as JSON has it: all settings but whether the isolated row is drawn."""
-    plain: dict[str, Any] = json.loads(json.dumps({**config.to_json(), "compare": False}))
+    """What tells runs apart, as JSON has it: all settings but whether the isolated row is drawn.
+
+    Of a cache it counts whether there is one, and not where.
+    """
+    settings = {**config.to_json(), "compare": False, "cache": bool(config.cache)}
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
     # only runs that name their anchors have them: others keep the folders that they had
-    return {k: v for k, v in plain.items() if v or k not in ("anchor_prompts", "anchor_seeds")}
+    return {k: v for k, v in plain.items() if v or not k.startswith(("anchor_", "cache"))}
 
 
 def default_folder(config: RunConfig, root: Path = Path("runs")) -> Path:

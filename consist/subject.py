@@ -1,7 +1,8 @@
 """Named subjects: the recipe of the pictures that make one, in a small file.
 
 A recipe draws the same pictures again from their prompts and seeds; no picture, weight or tensor
-is kept. It must not know models or methods.
+is kept. Of a subject that was given by pictures it says where they are, and what they were.
+It must not know models or methods.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Subject:
 
     config: RunConfig
     versions: Mapping[str, str] = field(default_factory=dict)  # that they were drawn with
+    pictures: tuple[str, ...] = ()  # as anchor_pictures of a run, where they are not drawn
+    digests: tuple[str, ...] = ()  # as anchor_digests of a run
 
     @classmethod
     def load(cls, name: str) -> Subject:
@@ -40,7 +43,12 @@ class Subject:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             format_ = data.pop("format")
-            subject = cls(config=RunConfig.from_json(data["config"]), versions=data["versions"])
+            subject = cls(
+                config=RunConfig.from_json(data["config"]),
+                versions=data["versions"],
+                pictures=tuple(data.get("pictures", ())),
+                digests=tuple(data.get("digests", ())),
+            )
         except OSError:
             known = ", ".join(list_subjects()) or "none"
             raise ConsistError(f"there is no subject {name!r}; known: {known}") from None
@@ -66,7 +74,9 @@ class Subject:
 
     def to_json(self) -> dict[str, Any]:
         """What the file holds."""
-        return {"format": FORMAT, "config": self.config.to_json(), "versions": dict(self.versions)}
+        recipe = {"config": self.config.to_json(), "versions": dict(self.versions)}
+        given = {"pictures": list(self.pictures), "digests": list(self.digests)}
+        return {"format": FORMAT, **recipe, **(given if self.pictures else {})}
 
     def scenes(
         self, prompts: tuple[str, ...], seeds: tuple[int, ...] = (), same_noise: bool = False
@@ -88,6 +98,8 @@ class Subject:
             seeds=spread_seeds(given, len(prompts), same_noise),
             anchor_prompts=self.config.prompts,
             anchor_seeds=self.config.seeds,
+            anchor_pictures=self.pictures,
+            anchor_digests=self.digests,
         )
 
 
@@ -105,6 +117,11 @@ def subject_path(name: str) -> Path:
             f"not {name!r}"
         )
     return subjects_folder() / f"{name}.json"
+
+
+def cache_path(name: str) -> Path:
+    """Where what the anchors of a subject share is kept, if it is: beside the subject."""
+    return subject_path(name).with_suffix(".safetensors").absolute()
 
 
 def subjects_folder() -> Path:

@@ -23,10 +23,11 @@ from consist.ablation.settings import Setting
 from consist.benchmarks import load_benchmark
 from consist.cli.ablation import ablate
 from consist.config import RunConfig, plan
-from consist.drawing import draw, prepare
+from consist.drawing import draw
 from consist.evaluate import configure
 from consist.methods import METHODS, build
 from consist.models import Model, load
+from consist.preparing import prepare
 from consist.run import ISOLATED
 
 STEPS, ROUNDS = 6, 5  # of each drawing whose cost is measured

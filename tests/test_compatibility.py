@@ -22,9 +22,9 @@ from diffusers import (
 
 import consist
 from consist.config import Chunk, RunConfig
-from consist.drawing import subject_tokens
 from consist.methods import METHODS, build
 from consist.methods.method import Masked
+from consist.preparing import subject_tokens
 from consist.prompting import conditioning
 
 SCENES = ("in paris", "on the moon", "on a beach", "on the moon on a beach")

@@ -8,10 +8,11 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
 from consist.config import RunConfig, plan
-from consist.drawing import check_prompts, draw, prepare
+from consist.drawing import draw
 from consist.errors import ConsistError
 from consist.methods import build
 from consist.models import DEFAULTS, MINI_FOLDER, add_loras, load, local_models, split_weight
+from consist.preparing import check_prompts, prepare
 
 
 @pytest.fixture(scope="module")

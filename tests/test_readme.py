@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from consist.cli import app
@@ -39,6 +40,7 @@ def test_its_commands_parse(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CONSIST_HOME", str(tmp_path))
     Path("prompts.txt").write_text("a cat in paris\na cat on a beach\na cat in a forest\n")
+    Image.new("RGB", (8, 8)).save("photo.png")
     method = {"name": "spectral", "anchors": 1}
     recipe = RunConfig(prompts=("a cat in paris",), seeds=(0,), method=method)
     Subject(config=recipe, versions=versions(recipe.model)).save("tom")

@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from consist.config import RunConfig, plan_run
-from consist.drawing import Load, Watch, draw, missing, prepare
+from consist.drawing import Load, Watch, draw, missing
 from consist.errors import ConsistError
 from consist.judges.embedding import EmbeddingJudge
 from consist.judges.judge import Judge
 from consist.judges.reading import ReadingJudge
 from consist.methods import build
 from consist.mini.reader import Reading
+from consist.preparing import prepare
 from consist.run import ISOLATED, SHARED, RunFolder
 
 

@@ -15,6 +15,7 @@ from consist.cli.options import (
     Anchors,
     Backend,
     BatchSize,
+    Cache,
     Device,
     Dtype,
     Fields,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 OF_SUBJECT = (
     *("model", "method", "keys", "values", "anchors", "strength", "subject", "set_"),
     *("steps", "guidance", "negative", "size", "scheduler", "lora"),
+    *("reference", "reference_prompt"),
 )
 
 
@@ -48,6 +50,14 @@ def batch(
     like: Annotated[
         str | None,
         typer.Option(help="A saved subject, by its name or file: see 'consist subject'."),
+    ] = None,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(help="A picture of your own that shows the subject; may be repeated."),
+    ] = None,
+    reference_prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="What the references show: one prompt for all, or one each."),
     ] = None,
     model: ModelName = "mini",
     method: MethodName = "spectral",
@@ -80,6 +90,7 @@ def batch(
     dtype: Dtype = "auto",
     backend: Backend = "auto",
     batch_size: BatchSize = None,
+    cache: Cache = False,
     folder: Annotated[
         Path | None,
         typer.Option("--out", help="Run folder; by default one in runs/.", rich_help_panel=WHERE),
@@ -103,8 +114,9 @@ def batch(
         seeds = tuple(seed or [])
         if like:
             refuse_given(context, OF_SUBJECT, "goes without --like; the subject has its own")
-            config = scenes_of(like, texts, seeds, same_noise)
+            config = scenes_of(like, texts, seeds, same_noise, cache)
         else:
+            refuse_given(context, ["cache"], "goes with --like, or with consist extend")
             width, height = parse_size(size) if size else (None, None)
             config = RunConfig(
                 prompts=texts,
@@ -127,6 +139,7 @@ def batch(
                 scheduler=scheduler,
                 loras=tuple(lora or []),
             )
+            config = look_at(config, reference or [], reference_prompt or [])
         config = replace(
             config,
             device=device,
@@ -153,15 +166,25 @@ def read_prompts(given: list[str], file: Path | None) -> tuple[str, ...]:
 
 
 def scenes_of(
-    name: str, prompts: tuple[str, ...], seeds: tuple[int, ...], same_noise: bool
+    name: str, prompts: tuple[str, ...], seeds: tuple[int, ...], same_noise: bool, cache: bool
 ) -> RunConfig:
-    """A run of a saved subject."""
+    """A run of a saved subject, drawn from the cache beside it or not."""
     from consist.more import check_weights_of
-    from consist.subject import Subject
+    from consist.subject import Subject, cache_path
 
     subject = Subject.load(name)
     check_weights_of(subject)
-    return subject.scenes(prompts, seeds, same_noise)
+    config = subject.scenes(prompts, seeds, same_noise)
+    return replace(config, cache=str(cache_path(name))) if cache else config
+
+
+def look_at(config: RunConfig, references: list[Path], prompts: list[str]) -> RunConfig:
+    """A run with references, if any are given."""
+    if not references and not prompts:
+        return config
+    from consist.references import with_references
+
+    return with_references(config, references, prompts)
 
 
 def check_and_print(config: RunConfig) -> None:

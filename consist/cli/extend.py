@@ -9,7 +9,7 @@ import typer
 
 from consist.cli.batch import read_prompts, report
 from consist.cli.console import err, hide_loading_bars, plain_failures, progress_bar, say
-from consist.cli.options import BatchSize
+from consist.cli.options import BatchSize, Cache
 
 
 def extend(
@@ -24,6 +24,7 @@ def extend(
         ),
     ] = None,
     batch_size: BatchSize = None,
+    cache: Cache = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the record of the run as JSON.")
     ] = False,
@@ -43,7 +44,12 @@ def extend(
             hide_loading_bars()
             before = RunFolder(run).read_config()
             folder = more.extend(
-                run, texts, seeds=tuple(seed or []), batch_size=batch_size, watch=watch
+                run,
+                texts,
+                seeds=tuple(seed or []),
+                batch_size=batch_size,
+                cache=cache,
+                watch=watch,
             )
         report(folder, as_json)
         if folder.read_config().prompts == before.prompts:

@@ -47,6 +47,15 @@ BatchSize = Annotated[
     int | None,
     typer.Option(help="Pictures in memory at a time, anchors included.", rich_help_panel=WHERE),
 ]
+Cache = Annotated[
+    bool,
+    typer.Option(
+        "--cache",
+        help="Draw the anchors once more, keep what they share in a file, and draw all further "
+        "pictures from it without them.",
+        rich_help_panel=WHERE,
+    ),
+]
 
 
 def refuse_given(context: typer.Context, names: Iterable[str], reason: str) -> None:

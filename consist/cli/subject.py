@@ -69,13 +69,15 @@ def list_all(as_json: AsJson = False) -> None:
 def show(name: Name, as_json: AsJson = False) -> None:
     """Show what a subject is made of."""
     with plain_failures():
-        from consist.subject import Subject
+        from consist.subject import Subject, cache_path
 
         subject = Subject.load(name)
         if as_json:
             typer.echo(json.dumps({"name": name, **subject.to_json()}, ensure_ascii=False))
-        else:
-            show_recipe(subject)
+            return
+        show_recipe(subject)
+        if (cache := cache_path(name)).exists():
+            say(f"cache  {cache}, {cache.stat().st_size / 2**20:.1f} MiB")
 
 
 def show_recipe(subject: Subject) -> None:
@@ -83,6 +85,8 @@ def show_recipe(subject: Subject) -> None:
     config = subject.config
     for prompt, seed in zip(config.prompts, config.seeds, strict=True):
         say(f"seed {seed}  {prompt}")
+    for path in subject.pictures:
+        say(f"given picture  {path}")
     names = ("model", "method", "steps", "guidance", "width", "height", "scheduler", "loras")
     for name in (*names, "negative"):
         value = getattr(config, name)

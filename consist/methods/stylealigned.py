@@ -77,9 +77,15 @@ def adain(x: Tensor, reference: Tensor, eps: float = 1e-5) -> Tensor:
     tensor([[1.],
             [7.]])
     """
+    gain, shift = affine(x, reference, eps)
+    # in this order, so that a gain of 1 and equal means change no bit
+    return (x * gain + shift).to(x.dtype)
+
+
+def affine(x: Tensor, reference: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """The gain above 0 and the shift of each channel in ``adain``, both ``(... 1 d)``."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     variance, mean = torch.var_mean(x.to(dtype), -2, correction=0, keepdim=True)
     wanted, center = torch.var_mean(reference.to(dtype), -2, correction=0, keepdim=True)
     gain = ((wanted + eps) / (variance + eps)).sqrt()
-    # in this order, so that a gain of 1 and equal means change no bit
-    return (x * gain + (center - gain * mean)).to(x.dtype)
+    return gain, center - gain * mean

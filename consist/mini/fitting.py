@@ -38,7 +38,7 @@ class Recipe:
     word_steps: int = 1_600
     word_batch: int = 128
     word_lr: float = 2e-3
-    unet_steps: int = 24_000
+    unet_steps: int = 12_000
     unet_batch: int = 48
     unet_lr: float = 1e-3
     reader_steps: int = 4_200
@@ -135,11 +135,11 @@ class Trainee:
             for name, parameter in self.parameters.items():
                 parameter.data.copy_(file.get_tensor(f"weight.{name}"))
                 self.average[name].copy_(file.get_tensor(f"average.{name}"))
-            for name, parameter in self._moved_by(self.adamw).items():
-                self.adamw.state[parameter] = {
+            for name, weight in self._moved_by(self.adamw).items():
+                self.adamw.state[weight] = {
                     "step": torch.tensor(float(self.step)),
-                    "exp_avg": file.get_tensor(f"exp_avg.{name}").to(parameter),
-                    "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{name}").to(parameter),
+                    "exp_avg": file.get_tensor(f"exp_avg.{name}").to(weight),
+                    "exp_avg_sq": file.get_tensor(f"exp_avg_sq.{name}").to(weight),
                 }
             for muon in self.optimizers[1:]:
                 for name, matrix in self.matrices.items():
@@ -188,13 +188,12 @@ def build_muon(matrices: Collection[Tensor], lr: float) -> torch.optim.Optimizer
 
 
 def lr_factor(step: int, steps: int, warmup: int) -> float:
-    """Rises over ``warmup`` steps, holds, and falls as a cosine over the second half.
+    """Rises over ``warmup`` steps, holds, and falls in a line over the last quarter.
 
-    >>> [round(lr_factor(step, 100, 10), 2) for step in (0, 20, 50, 75, 100)]
-    [0.1, 1.0, 1.0, 0.5, 0.0]
+    >>> [round(lr_factor(step, 100, 10), 2) for step in (0, 20, 75, 90, 100)]
+    [0.1, 1.0, 1.0, 0.4, 0.0]
     """
-    fall = min(1.0, max(0.0, 2 * step / steps - 1))
-    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * fall))
+    return min(1.0, (step + 1) / warmup, 4 * (1 - step / steps))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,108 @@
+"""A run and a loaded model brought together: what fits, what is refused, what was left open.
+
+It must not draw.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from consist.backend import choose
+from consist.config import RunConfig
+from consist.errors import ConsistError
+from consist.masks import SubjectTokens
+from consist.methods import build
+from consist.methods.method import Masked, Method, Prompting
+from consist.models import MINI, Model, Pipeline, add_loras, set_scheduler
+from consist.phrases import find_subject
+from consist.prompting import identity_tokens
+
+log = logging.getLogger("consist")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``None`` and "auto" came to mean for the loaded model."""
+
+    steps: int
+    guidance: float
+    width: int
+    height: int
+    scheduler: str
+    device: str
+    dtype: str
+    backend: str
+
+
+def prepare(model: Model, config: RunConfig) -> Settings:
+    """Fits the pipeline to the config, and resolves what the config leaves open.
+
+    Raises:
+        ConsistError: Something does not fit this model.
+    """
+    pipe = model.pipe
+    if config.scheduler:
+        set_scheduler(pipe, config.scheduler)
+    add_loras(pipe, config.loras)
+    check_prompts(pipe, (*config.prompts, config.negative))
+    subject_tokens(pipe, config, build(config.method))
+    if config.model == MINI:
+        warn_of_new_words(config.prompts)
+    pipe.vae.enable_slicing()
+    native = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    width, height = config.width or native, config.height or native
+    for side in (width, height):
+        if side % pipe.vae_scale_factor:
+            factor = pipe.vae_scale_factor
+            raise ConsistError(f"size {width}x{height} must be a multiple of {factor} both ways")
+    try:
+        backend, _ = choose(config.backend, pipe.unet.device, pipe.unet.dtype)
+    except ValueError as error:
+        raise ConsistError(str(error)) from None
+    guidance = model.defaults.guidance if config.guidance is None else config.guidance
+    return Settings(
+        steps=config.steps or model.defaults.steps,
+        guidance=guidance,
+        width=width,
+        height=height,
+        scheduler=type(pipe.scheduler).__name__,
+        device=str(pipe.unet.device),
+        dtype=str(pipe.unet.dtype).removeprefix("torch."),
+        backend=backend,
+    )
+
+
+def check_prompts(pipe: Pipeline, prompts: tuple[str, ...]) -> None:
+    """Refuses prompts that the text encoder would cut, and says which words fall off."""
+    tokenizer = pipe.tokenizer
+    limit = tokenizer.model_max_length
+    for prompt in prompts:
+        tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        if len(tokens) > limit:
+            lost = tokenizer.decode(tokens[limit - 1 : -1]).strip()
+            raise ConsistError(
+                f"the prompt has {len(tokens) - 2} tokens, the text encoder takes {limit - 2}: "
+                f"{lost!r} falls off the end of {prompt!r}"
+            )
+
+
+def warn_of_new_words(prompts: tuple[str, ...]) -> None:
+    """Logs the words that `mini` has never seen, and what it knows."""
+    from consist.mini.world import vocabulary
+
+    topics = vocabulary()
+    known = {word for names in topics.values() for name in names for word in name.split()}
+    words = {w for prompt in prompts for w in prompt.lower().replace(",", " ").split()}
+    if new := sorted(words - known):
+        knows = "; ".join(f"{topic}: {', '.join(names)}" for topic, names in topics.items())
+        log.warning("mini has never seen %s. It knows %s", ", ".join(map(repr, new)), knows)
+
+
+def subject_tokens(pipe: Pipeline, config: RunConfig, method: Method) -> SubjectTokens | None:
+    """Where each prompt of the run names the subject, for a method that must be told."""
+    if isinstance(method, Prompting):
+        return identity_tokens(pipe, config.prompts, method)
+    if not isinstance(method, Masked):
+        return None
+    return find_subject(pipe.tokenizer, config.prompts, method.subject)
