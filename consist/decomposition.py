@@ -11,8 +11,20 @@ from torch import Tensor
 
 from consist.spectrum import Spectrum, at_aspect, identity
 
+# gives M = V diag(f(s) / s) V^T for the Gram matrix V diag(s^2) V^T of A, a spectrum f, and the
+# shorter side of A by its longer one
+Solver = Callable[[Tensor, Spectrum, float], Tensor]
 
-def filter_matrix(a: Tensor, spectrum: Spectrum, *, centered: bool = False) -> Tensor:
+
+def solve_exactly(gram: Tensor, spectrum: Spectrum, beta: float) -> Tensor:
+    """Gives ``V diag(f(s) / s) V^T`` by eigendecompositions of Gram matrices ``(... d d)``."""
+    s, v = decompose(gram)
+    return (v * weights_of(s, spectrum, beta=beta).unsqueeze(-2)) @ v.mT
+
+
+def filter_matrix(
+    a: Tensor, spectrum: Spectrum, *, centered: bool = False, solve: Solver = solve_exactly
+) -> Tensor:
     """Gives ``U f(S) V^T`` for the matrix ``U S V^T`` and the spectrum ``f``, each matrix alone.
 
     Through the Gram matrix: ``U f(S) V^T = A V diag(f(s) / s) V^T``, in float32 (float64 for
@@ -23,6 +35,7 @@ def filter_matrix(a: Tensor, spectrum: Spectrum, *, centered: bool = False) -> T
         a: Finite matrices ``(... l d)``, such as the keys of ``l`` tokens; never changed.
         spectrum: From ``r = min(l, d)`` singular values, descending, to as many.
         centered: Takes the mean over ``l`` out before and puts it back after.
+        solve: What takes the place of the eigendecomposition; see ``consist.approximation``.
 
     Returns:
         ``(... l d)`` in the dtype of ``a``; ``a`` itself for ``identity``. Gradients flow as if
@@ -31,7 +44,9 @@ def filter_matrix(a: Tensor, spectrum: Spectrum, *, centered: bool = False) -> T
     """
     if spectrum is identity or a.numel() == 0:
         return a
-    return in_floats(a, functools.partial(_reweight, spectrum=spectrum), centered=centered)
+    return in_floats(
+        a, functools.partial(_reweight, spectrum=spectrum, solve=solve), centered=centered
+    )
 
 
 def in_floats(
@@ -53,9 +68,7 @@ def in_floats(
         ``(... l d)`` in the dtype of ``a``, clamped to its range.
     """
     x = a if a.dtype == torch.float64 else a.float()
-    # measured in its largest entry, no square in the Gram matrix over- or underflows
-    scale = x.detach().abs().amax(dim=scaled_over, keepdim=True)
-    scale = scale.clamp_min(torch.finfo(x.dtype).tiny)
+    scale = unit_of(x, scaled_over)
     x = x / scale
     # autocast would take the Gram matrix in half precision
     with torch.autocast(x.device.type, enabled=False):
@@ -66,6 +79,14 @@ def in_floats(
             x = change(x)
     limit = torch.finfo(a.dtype).max
     return (x * scale).clamp(-limit, limit).to(a.dtype)
+
+
+def unit_of(a: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """The largest entry over the axes ``dim``, which are kept, and never 0.
+
+    Measured in it, no square in a Gram matrix over- or underflows.
+    """
+    return a.detach().abs().amax(dim=dim, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny)
 
 
 def decompose(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,12 +126,10 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
         torch.set_num_threads(threads)
 
 
-def _reweight(x: Tensor, spectrum: Spectrum) -> Tensor:
+def _reweight(x: Tensor, spectrum: Spectrum, solve: Solver) -> Tensor:
     tokens, features = x.shape[-2:]
     if tokens < features:
-        return _reweight(x.mT, spectrum).mT
+        return _reweight(x.mT, spectrum, solve).mT
     with torch.no_grad():
-        s, v = decompose(x.mT @ x)
-        weights = weights_of(s, spectrum, beta=features / tokens)
-        reweighting = (v * weights.unsqueeze(-2)) @ v.mT
+        reweighting = solve(x.mT @ x, spectrum, features / tokens)
     return x @ reweighting

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from consist.approximation import Bases
 from consist.correspondence import RecordedFeatures
 from consist.layers import feature_block, grid_of, recorded_layers
 from consist.masks import GivenMasks, RecordedMasks
@@ -58,6 +59,7 @@ class UNetCall:
         self._seed = seed
         self.masks = masks
         self.features = features
+        self.bases = Bases()
         self.vanilla: dict[str, Tensor] = {}  # queries of a plain forward, by layer
         self.plain = False  # whether that forward is under way
 
@@ -102,6 +104,7 @@ class UNetCall:
             named=self.masks.named if self.masks else None,
             vanilla_q=self.vanilla.pop(layer, None),
             features=self.features,
+            bases=self.bases,
         )
 
 

@@ -33,13 +33,14 @@ def make_bank(name, k, v):
         "soft": lambda: pack(k, v, [0, 1], images=4, bias=soft),
         "soft and ragged": lambda: pack(k, v, [3, 0], images=4, tokens=ragged, bias=soft),
         "routed": lambda: dataclasses.replace(whole, visible=routed),
+        "scattered": lambda: dataclasses.replace(whole, owner=torch.arange(24) % 4),
         "from elsewhere": lambda: dataclasses.replace(whole, owner=whole.owner + 4),
     }[name]()
 
 
 NAMES = [
     *("all", "one anchor", "two anchors", "no anchor", "no token"),
-    *("ragged", "soft", "soft and ragged", "routed", "from elsewhere"),
+    *("ragged", "soft", "soft and ragged", "routed", "scattered", "from elsewhere"),
 ]
 
 
@@ -63,13 +64,16 @@ def test_an_empty_bank_changes_nothing_beyond_rounding():
 # oracle
 
 
+@pytest.mark.parametrize("few", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     # rounding of the inputs, of the weights and of the output, in units of each dtype's eps
     [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.float16, 3e-3), (torch.bfloat16, 2e-2)],
 )
-def test_torch_is_the_reference(name, dtype, tolerance):
+def test_torch_is_the_reference(name, dtype, tolerance, few, monkeypatch):
+    if not few:
+        monkeypatch.setattr(backend, "FEW_BYTES", -1)
     q, k, v = draw_batch(dtype=dtype)
     bank = make_bank(name, k, v)
     exact = [x.double() for x in (q, k, v)]
@@ -117,6 +121,41 @@ def test_strided_input_is_taken():
     torch.testing.assert_close(attend(q, k, v, bank), sharing.attend(q, k, v, bank))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_few_keys_are_attended_together(name, monkeypatch):
+    q, k, v = draw_batch()
+    bank = make_bank(name, k, v)
+    together = attend(q, k, v, bank)
+    monkeypatch.setattr(backend, "FEW_BYTES", -1)
+    monkeypatch.setattr(backend, "_attend_together", None)
+    torch.testing.assert_close(attend(q, k, v, bank), together)
+
+
+def test_many_keys_are_attended_image_by_image(monkeypatch):
+    q, k, v = draw_batch(tokens=64, d=32)
+    bank = pack(k, v, [0, 1, 2, 3], images=4)
+    # 8 rows of 3 heads, own tokens and those of three others, 32 numbers of 8 bytes each
+    size = 8 * 3 * (64 + 3 * 64) * 32 * 8
+    calls = []
+    monkeypatch.setattr(backend, "_attend_together", lambda *args: calls.append(args))
+    monkeypatch.setattr(backend, "FEW_BYTES", size - 1)
+    attend(q, k, v, bank)
+    assert not calls
+    monkeypatch.setattr(backend, "FEW_BYTES", size)
+    attend(q, k, v, bank)
+    assert len(calls) == 1
+
+
+def test_many_stretches_are_read_by_an_index(monkeypatch):
+    q, k, v = draw_batch()
+    bank = make_bank("scattered", k, v)
+    monkeypatch.setattr(backend, "FEW_BYTES", -1)
+    whole = attend(q, k, v, bank)
+    monkeypatch.setattr(backend, "MOST_STRETCHES", 3)
+    assert len(backend._stretches(bank.seen_by(4)[0], CPU)) == 1
+    assert torch.equal(attend(q, k, v, bank), whole)
+
+
 def test_the_bias_reaches_torch_in_the_dtype_of_the_queries(monkeypatch):
     masks, original = [], F.scaled_dot_product_attention
 
@@ -138,7 +177,9 @@ def test_auto_is_logged_once_with_its_reason(caplog):
         attend(q, k, v)
         attend(q, k, v, backend="torch")
     (record,) = caplog.records
-    assert record.getMessage().startswith("attention backend: torch, runs on cpu; triton is not")
+    assert record.getMessage() == (
+        "attention backend: torch, runs on cpu; triton needs a CUDA device; this is cpu"
+    )
 
 
 def test_choose_says_which_and_why():
@@ -148,10 +189,38 @@ def test_choose_says_which_and_why():
     assert "cpu" in reason
 
 
+@pytest.fixture
+def hopper(monkeypatch):
+    """A GPU as far as the choice of a backend can tell."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    backend.triton_obstacle.cache_clear()
+    yield torch.device("cuda")
+    backend.triton_obstacle.cache_clear()
+
+
+def test_triton_runs_where_it_is_asked_for(hopper):
+    pytest.importorskip("triton")
+    for dtype in (torch.float16, torch.bfloat16):
+        assert choose("triton", hopper, dtype, 64) == ("triton", "asked for")
+
+
+def test_auto_waits_for_a_measurement(hopper, monkeypatch):
+    pytest.importorskip("triton")
+    name, reason = choose("auto", hopper, torch.float16, 64)
+    assert name == "torch"
+    assert reason.endswith("triton could, but is not measured on a GPU yet")
+    monkeypatch.setattr(backend, "TRITON_BY_DEFAULT", True)
+    assert choose("auto", hopper, torch.float16, 64) == ("triton", "runs on cuda in float16")
+    # what it cannot do goes to torch
+    assert choose("auto", hopper, torch.float32, 64)[0] == "torch"
+    assert choose("auto", hopper, torch.float16, 44)[0] == "torch"
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("version", ["torch", "triton"])
 def test_is_the_reference_on_a_gpu(version, name, dtype):
     q, k, v = (x.cuda() for x in draw_batch(d=64, dtype=dtype))
@@ -177,6 +246,32 @@ def test_a_bank_that_does_not_fit_is_refused(name):
 def test_triton_is_refused_without_cuda():
     with pytest.raises(ValueError, match="'triton' needs a CUDA device; this is cpu"):
         choose("triton", CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_size", "message"),
+    [
+        (torch.float32, 64, "'triton' attends in float16 or bfloat16; this is float32"),
+        (torch.float16, 44, "multiple of 8 up to 160 features; these have 44"),
+        (torch.float16, 168, "multiple of 8 up to 160 features; these have 168"),
+    ],
+)
+def test_triton_is_refused_where_it_cannot_attend(hopper, dtype, head_size, message):
+    pytest.importorskip("triton")
+    with pytest.raises(ValueError, match=message):
+        choose("triton", hopper, dtype, head_size)
+
+
+def test_triton_is_refused_on_an_old_gpu(hopper, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(ValueError, match=r"needs compute capability 8\.0; NVIDIA H200 has 7\.5"):
+        choose("triton", hopper, torch.float16)
+
+
+def test_triton_is_refused_where_it_is_not_installed(hopper, monkeypatch):
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs the package triton, which exists on Linux"):
+        choose("triton", hopper, torch.float16)
 
 
 def test_an_unknown_backend_is_refused():

@@ -1,11 +1,5 @@
-"""The Triton kernel against the plain attention in float64, in Triton's interpreter or on a GPU.
+"""The attention kernel against the plain attention in float64, interpreted or on a GPU."""
 
-Triton decides at import whether kernels are interpreted. So one test runs this file once more in a
-process of its own with TRITON_INTERPRET=1, where the tests of the kernel run on the CPU; in this
-process, which other test files share, nothing changes, and they run on a GPU if there is one.
-"""
-
-import doctest
 import itertools
 import os
 import re
@@ -24,38 +18,31 @@ from consist.sharing import Bank, attend
 triton = pytest.importorskip("triton")
 
 from consist_kernels import shared_attention as kernel  # noqa: E402
-from consist_kernels.shared_attention import INTERPRETED, Tile, attend_bank, block_table  # noqa: E402
+from consist_kernels.pool import attend_bank  # noqa: E402
+from consist_kernels.shared_attention import INTERPRETED  # noqa: E402
+from consist_kernels.tiles import Tile, read_tiles  # noqa: E402
+from interpreting import DEVICE, poison, runs_kernel  # noqa: E402
 
 # relative error of an image, beyond twice that of plain PyTorch in the same dtype
 TOLERANCE = {
-    torch.float32: 1e-6,  # sums in another order: some roundings of 6e-8
     torch.float16: 1e-4,  # plain PyTorch rounds more often than the kernel
     torch.bfloat16: 1e-3,  # the same, but the interpreter cuts the output off, unrounded
 }
-DEVICE = "cpu" if INTERPRETED else "cuda"
 # the interpreter takes 5 ms for a step of 64 x 64; on a GPU the tiles that users get
-TILE = Tile(32, 32, 4, 2) if INTERPRETED else None
+SMALL = Tile(32, 32, 4, 2)
+TILE = SMALL if INTERPRETED else None
 CASES = [
     (d, tokens, dtype)
-    for d, tokens, dtype in itertools.product((40, 64, 80), (63, 77, 128), TOLERANCE)
-    if not INTERPRETED or tokens == 63 or dtype == torch.float16
+    for d, tokens, dtype in itertools.product((40, 64, 80, 96, 128, 160), (63, 77, 500), TOLERANCE)
+    # interpreted, all sizes at one length, and all lengths at one size
+    if not INTERPRETED or tokens == 63 or (d == 40 and dtype == torch.float16)
 ]
 OLD_INTERPRETER = triton.__version__.startswith(("3.2", "3.3", "3.4", "3.5", "3.6"))
 
 
-def runs_kernel(test):
-    """Marks a test that launches the kernel: it needs a GPU where nothing is interpreted."""
-    missing = not INTERPRETED and not torch.cuda.is_available()
-    skipped = pytest.mark.skipif(missing, reason="needs CUDA; interpreted in a process of its own")
-    return test if INTERPRETED else pytest.mark.gpu(skipped(test))
-
-
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """What the launcher leaves uninitialised is NaN; random numbers start anew."""
-    torch.manual_seed(0)
-    empty_like = torch.empty_like
-    monkeypatch.setattr(torch, "empty_like", lambda x: empty_like(x).fill_(torch.nan))
+def poisoned(monkeypatch):
+    poison(monkeypatch)
 
 
 def draw(rows, heads, tokens, d, dtype=torch.float16):
@@ -84,7 +71,9 @@ def shuffle(bank):
 
 
 def run(q, k, v, bank):
-    return attend_bank(q, k, v, bank.k, bank.v, bank.owner, bank.bias, bank.visible, TILE)
+    # interpreted, many tokens take fewer of the larger tiles
+    tile = Tile(128, 64, 4, 2) if INTERPRETED and q.shape[2] > 128 else TILE
+    return attend_bank(q, k, v, bank.k, bank.v, bank.owner, bank.bias, bank.visible, tile)
 
 
 def relative_error(given, truth):
@@ -112,7 +101,7 @@ def test_attends_as_the_plain_version(d, tokens, dtype):
 
 
 @runs_kernel
-@pytest.mark.parametrize("d", [8, 96, 128, 160])
+@pytest.mark.parametrize("d", [8, 24, 56, 104, 152])
 def test_pads_other_head_sizes(d):
     q, k, v = (draw(1, 2, 33, d) for _ in range(3))
     assert_exact(q, k, v, draw_bank((1, 2, d), [0, 20]))
@@ -140,7 +129,7 @@ def test_reads_a_bank_of_whole_blocks_in_place(biased, monkeypatch):
     q, k, v = (draw(4, 2, 40, 64) for _ in range(3))
     bank = draw_bank((2, 2, 64), [64, 128], biased=biased)
     assert_exact(q, k, v, bank)
-    monkeypatch.setattr(torch.Tensor, "index_select", None)
+    monkeypatch.setattr("consist_kernels.pool.gather_tokens", None)
     run(q, k, v, bank)
 
 
@@ -162,33 +151,92 @@ def test_takes_slices_of_one_projection_and_fewer_queries():
     assert_exact(q, k, v, draw_bank((1, 2, 40), [7, 40], biased=True))
 
 
-def test_doctests():
-    assert doctest.testmod(kernel).failed == 0
+@runs_kernel
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_log_sum_exp_is_that_of_all_scores(biased):
+    given = arguments(bias=torch.randn(64) if biased else None)
+    given = {name: x if x is None else x.to(DEVICE) for name, x in given.items()}
+    out, lse = kernel.shared_attention_lse(**given, tile=SMALL)
+    assert torch.equal(out, kernel.shared_attention(**given, tile=SMALL))
+    q, k, pool = (given[name].double() for name in ("q", "k", "pool_k"))
+    own, shared = (q @ x.mT / 8 for x in (k, pool.expand(2, -1, -1, -1)))
+    if biased:
+        shared = shared + given["bias"].double()
+    expected = torch.cat((own, shared), -1).logsumexp(-1)
+    assert lse.dtype == torch.float32
+    # own products of float16 are exact in float32; sums of 69 terms
+    torch.testing.assert_close(lse.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_every_token_has_one_slot_and_every_block_one_owner():
-    owner = torch.randint(0, 4, (50,))
-    order, table, counts = block_table(owner, None, 3, 8)
-    assert order[order >= 0].sort().values.tolist() == list(range(50))
-    blocks = [set(owner[block[block >= 0]].tolist()) for block in order.reshape(-1, 8)]
-    for image in range(3):
-        seen = table[image, : counts[image]].tolist()
-        assert seen == [i for i, owners in enumerate(blocks) if owners != {image}]
-    assert all(len(owners) == 1 for owners in blocks)
+@runs_kernel
+def test_two_pools_merged_by_log_sum_exp_are_one():
+    given = {name: x.to(DEVICE) for name, x in arguments().items()}
+    # else each token would see itself above all
+    given["q"] = torch.randn(given["q"].shape).to(given["q"])
+    whole, both = kernel.shared_attention_lse(**given, tile=SMALL)
+    none = given | {"counts": torch.zeros_like(given["counts"])}
+    own, alone = kernel.shared_attention_lse(**none, tile=SMALL)
+    share = (alone - both).exp().unsqueeze(-1)
+    q, pool = given["q"].double(), given["pool_k"].double()
+    shared = (q @ pool.mT / 8).softmax(-1) @ pool
+    expected = share * own + (1 - share) * shared
+    assert 0.01 < share.min() < share.max() < 0.99
+    torch.testing.assert_close(whole.double(), expected, rtol=0, atol=5e-3)
 
 
-def test_lists_only_visible_blocks():
-    visible = torch.tensor([[True, False, True], [False, False, False]])
-    _, table, counts = block_table(torch.tensor([2, 0, 1, 2]), visible, 2, 1)
-    assert counts.tolist() == [2, 0]
-    assert table[0].tolist() == [2, 3]
+@runs_kernel
+def test_torch_takes_it_for_an_operator():
+    given = {name: x.to(DEVICE) for name, x in arguments(bias=torch.randn(64)).items()}
+    operator = torch.ops.consist.shared_attention.default
+    for with_lse in (False, True):
+        torch.library.opcheck(operator, (*given.values(), list(SMALL), with_lse))
+
+
+@runs_kernel
+def test_compiles_whole():
+    given = {name: x.to(DEVICE) for name, x in arguments().items()}
+    backend = "aot_eager" if INTERPRETED else "inductor"
+    compiled = torch.compile(kernel.shared_attention, fullgraph=True, backend=backend)
+    expected = kernel.shared_attention(**given, tile=SMALL)
+    assert torch.equal(compiled(**given, tile=SMALL), expected)
+
+
+@runs_kernel
+@pytest.mark.skipif(INTERPRETED, reason="a CUDA graph needs CUDA")
+def test_runs_in_a_cuda_graph():
+    given = {name: x.to(DEVICE) for name, x in arguments().items()}
+    expected = kernel.shared_attention(**given, tile=SMALL)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = kernel.shared_attention(**given, tile=SMALL)
+    graph.replay()
+    assert torch.equal(found, expected)
+
+
+@runs_kernel
+@pytest.mark.skipif(not INTERPRETED, reason="all other tests run the tiles of this GPU")
+def test_every_tile_of_the_file_attends_alike():
+    tiles = {
+        (d, tile.queries, tile.keys)
+        for device in read_tiles().values()
+        for d, lengths in device.items()
+        for tile in lengths.values()
+    }
+    for d, queries, keys in tiles:
+        q, k, v = (draw(1, 1, 70, d) for _ in range(3))
+        bank = draw_bank((1, 1, d), [0, 40])
+        # warps and stages mean nothing here
+        found = attend_bank(q, k, v, bank.k, bank.v, bank.owner, tile=Tile(queries, keys, 4, 1))
+        torch.testing.assert_close(found, attend(q, k, v, bank), rtol=5e-3, atol=5e-3)
 
 
 def arguments(**changed):
-    """Arguments of ``shared_attention`` that fit one another, on the CPU, some of them changed."""
-    own, pool = torch.randn(2, 1, 5, 64), torch.randn(1, 1, 64, 64)
-    table, counts = torch.tensor([[1], [0]]).int(), torch.tensor([1, 1]).int()
-    fitting = {"q": own, "k": own, "v": own, "pool_k": pool, "pool_v": pool}
+    """Tensors for ``shared_attention`` with SMALL tiles, on the CPU, some of them changed."""
+    own, pool = torch.randn(2, 1, 5, 64).half(), torch.randn(1, 1, 64, 64).half()
+    table, counts = torch.tensor([[1, 0], [0, 1]]).int(), torch.tensor([2, 2]).int()
+    # on their own, since an operator may be checked for what it changes
+    fitting = {name: own.clone() for name in "qkv"}
+    fitting |= {"pool_k": pool, "pool_v": pool.clone()}
     return fitting | {"table": table, "counts": counts} | changed
 
 
@@ -197,27 +245,22 @@ def arguments(**changed):
     [
         ({"q": torch.randn(2, 1, 5, 44)}, "head size is 44"),
         ({"q": torch.randn(2, 1, 5, 168)}, "head size is 168"),
-        ({"q": torch.randn(2, 1, 5, 64).double()}, "dtype is torch.float64"),
-        ({"k": torch.randn(2, 1, 6, 64)}, r"v is \(\(2, 1, 5, 64\)"),
-        ({"pool_k": torch.randn(1, 1, 64, 64).half()}, "pool_k is .* torch.float16"),
+        ({"q": torch.randn(2, 1, 5, 64)}, "dtype is torch.float32; allowed: float16, bfloat16"),
+        ({"k": torch.randn(2, 1, 6, 64).half()}, r"v is \(\(2, 1, 5, 64\)"),
+        ({"pool_k": torch.randn(1, 1, 64, 64)}, "pool_k is .* torch.float32"),
         ({"table": torch.tensor([[1], [0]])}, "table is .* torch.int64"),
         ({"counts": torch.tensor([1]).int()}, r"counts is \(\(1,\)"),
         ({"bias": torch.zeros(63)}, r"bias is \(\(63,\)"),
         (
-            {"pool_k": torch.randn(1, 1, 40, 64), "pool_v": torch.randn(1, 1, 40, 64)},
+            dict.fromkeys(("pool_k", "pool_v"), torch.zeros(1, 1, 40, 64, dtype=torch.float16)),
             "blocks of 32",
         ),
-        ({"k": torch.randn(2, 1, 0, 64), "v": torch.randn(2, 1, 0, 64)}, "at least one key"),
+        (dict.fromkeys("kv", torch.zeros(2, 1, 0, 64, dtype=torch.float16)), "at least one key"),
     ],
 )
 def test_refuses_what_does_not_fit(changed, message):
     with pytest.raises(ValueError, match=message):
-        kernel.shared_attention(**arguments(**changed))
-
-
-def test_refuses_visibility_of_another_number_of_images():
-    with pytest.raises(ValueError, match="visible is for 1 images, the batch has 2"):
-        block_table(torch.tensor([0]), torch.ones(1, 1, dtype=torch.bool), 2, 32)
+        kernel.shared_attention(**arguments(**changed), tile=SMALL)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes the CPU")
@@ -239,62 +282,12 @@ def test_refuses_gradients():
     OLD_INTERPRETER and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0",
     reason="loops of this interpreter fail with numpy 2.4",
 )
-def test_kernel_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    folder, environment = Path(__file__).parents[1], os.environ | {"TRITON_INTERPRET": "1"}
+def test_kernels_in_the_interpreter():
+    folder, environment = Path(__file__).parent, os.environ | {"TRITON_INTERPRET": "1"}
+    files = sorted(folder.glob("test_kernel_*.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed[1]) > 30, done.stdout
-
-
-def compile_for_hopper(d):
-    """The kernel as a GPU with compute capability 9.0 gets it: bfloat16, with a bias."""
-    function, tile = kernel._shared_attention_kernel, kernel.choose_tile(d, torch.bfloat16)
-    names = function.arg_names
-    block_d = max(64, triton.next_power_of_2(d))
-    constants = {"D": d, "BLOCK_D": block_d, "BLOCK_M": tile.queries, "BLOCK_N": tile.keys}
-    constants |= {"WHOLE_M": True, "WHOLE_N": True, "UNIT": 8, "UPCAST": False}
-    constants |= {name: 1 for name in names if name.endswith("_step")}
-    types = dict.fromkeys(("q", "k", "v", "pool_k", "pool_v", "out"), "*bf16")
-    types |= {"table": "*i32", "counts": "*i32", "bias": "*fp32", "scale": "fp32"}
-    types |= dict.fromkeys(constants, "constexpr")
-    # of sizes and strides, the launcher knows which are multiples of 16: not all that are of heads
-    unknown = {"q_head", "k_head", "v_head", "out_head", "table_image", "images", "scale"}
-    aligned = [i for i, name in enumerate(names) if name not in unknown | constants.keys()]
-    source = triton.compiler.ASTSource(
-        fn=function,
-        signature={name: types.get(name, "i32") for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
-    )
-    return triton.compile(
-        source,
-        target=triton.backends.compiler.GPUTarget("cuda", 90, 32),
-        options={"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
-    )
-
-
-# products of tiles, waits for them, copies of 16 bytes past the registers
-MNEMONICS = ("HGMMA", "WARPGROUP.DEPBAR", "LDGSTS.E.BYPASS.128")
-
-
-def read_tool(name, *arguments):
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return subprocess.run((tool, *arguments), capture_output=True, text=True, check=True).stdout
-
-
-@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled here")
-@pytest.mark.parametrize("d", [40, 64])
-def test_compiles_well_for_hopper(d, tmp_path):
-    compiled = compile_for_hopper(d)
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    usage, assembly = read_tool("cuobjdump", "-res-usage", cubin), read_tool("nvdisasm", cubin)
-    count = {name: len(re.findall(rf"\b{name}\b", assembly)) for name in MNEMONICS}
-    assert " STACK:0 " in usage, "registers are spilled"
-    assert compiled.metadata.shared <= 227 * 1024
-    # as many waits as products mean that the products run one after the other
-    assert count["HGMMA"] > 2 * count["WARPGROUP.DEPBAR"] > 0
-    assert count["LDGSTS.E.BYPASS.128"] > 0, "tiles are not copied 16 bytes at a time"
+    assert int(passed[1]) > 50, done.stdout

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from consist.approximation import Bases
 from consist.correspondence import RecordedFeatures
 from consist.sharing import Bank
 
@@ -43,6 +44,8 @@ class Site:
     vanilla_q: Tensor | None = field(default=None, compare=False, repr=False)
     # of the decoder in the step before, for a method that injects
     features: RecordedFeatures | None = field(default=None, compare=False, repr=False)
+    # singular vectors of the step before, for a method that begins where that ended
+    bases: Bases = field(default_factory=Bases, compare=False, repr=False)
 
     def generator(self, scope: str | None = None) -> torch.Generator:
         """A new generator on the CPU for the random choices of this call.

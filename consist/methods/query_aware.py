@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor
 
 from consist.decomposition import decompose, in_floats, weights_of
+from consist.methods.method import Site
 from consist.methods.spectral import MATRICES, Spectral
 from consist.spectrum import Spectrum, identity, parse_spectrum
 
@@ -33,7 +34,7 @@ class QueryAware(Spectral):
                 f"width is {self.width!r}; allowed: 'head', since each head has logits of its own"
             )
 
-    def _filter_keys(self, k: Tensor, q: Tensor, anchors: int) -> Tensor:
+    def _filter_keys(self, k: Tensor, q: Tensor, anchors: int, site: Site) -> Tensor:
         packed, matrix = "g h (a l) d", MATRICES[self.width, self.pool]
         queries = rearrange(q, "(g n) h l d -> g h (n l) d", g=k.shape[0])
         if self.pool == "anchor":

@@ -11,7 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from consist.decomposition import filter_matrix
+from consist.approximation import SOLVERS, find_solver
+from consist.backend import filter_tokens
 from consist.methods.method import Site, Window, is_within
 from consist.sharing import Bank, pack
 from consist.spectrum import parse_spectrum
@@ -111,6 +112,9 @@ class Spectral(Shared):
     width: str = "head"  # "head": each head alone; "full": all heads side by side
     pool: str = "all"  # "anchor": each anchor alone; "all": their tokens below one another
     centered: bool = True  # the mean token is kept out of the reweighting
+    # how a map is found: "exact" by eigh, "fast" by products alone, "auto" fast on CUDA only; see
+    # consist.approximation
+    solver: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,6 +127,8 @@ class Spectral(Shared):
             raise ValueError(f"width is {self.width!r}; allowed: 'head' or 'full'")
         if self.pool not in ("anchor", "all"):
             raise ValueError(f"pool is {self.pool!r}; allowed: 'anchor' or 'all'")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver is {self.solver!r}; allowed: {', '.join(SOLVERS)}")
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Bank | None:
         """What is shared at this site, reweighted; else as ``Shared``."""
@@ -132,15 +138,20 @@ class Spectral(Shared):
         anchors = bank.k.shape[2] // k.shape[2]
         return replace(
             bank,
-            k=self._filter_keys(bank.k, q, anchors),
-            v=self._filter(bank.v, self.values, anchors),
+            k=self._filter_keys(bank.k, q, anchors, site),
+            v=self._filter(bank.v, "values", anchors, site),
         )
 
-    def _filter_keys(self, k: Tensor, q: Tensor, anchors: int) -> Tensor:
-        return self._filter(k, self.keys, anchors)
+    def _filter_keys(self, k: Tensor, q: Tensor, anchors: int, site: Site) -> Tensor:
+        return self._filter(k, "keys", anchors, site)
 
-    def _filter(self, x: Tensor, text: str, anchors: int) -> Tensor:
+    def _filter(self, x: Tensor, kind: str, anchors: int, site: Site) -> Tensor:
+        """Reweights "keys" or "values"."""
         packed, matrix = "g h (a l) d", MATRICES[self.width, self.pool]
         matrices = rearrange(x, f"{packed} -> {matrix}", a=anchors)
-        filtered = filter_matrix(matrices, parse_spectrum(text), centered=self.centered)
+        text = self.keys if kind == "keys" else self.values
+        place = f"{kind} of {site.layer}"
+        solve = find_solver(self.solver, text, x.device, site.bases, place, site.progress)
+        spectrum = parse_spectrum(text)
+        filtered = filter_tokens(matrices, spectrum, centered=self.centered, solve=solve)
         return rearrange(filtered, f"{matrix} -> {packed}", a=anchors, h=x.shape[1])

@@ -1,0 +1,327 @@
+"""What shared attention costs: our backends beside other ways to do the same work.
+
+    python scripts/bench_attention.py --device cpu                # shapes of mini and SD 1.5
+    python scripts/bench_attention.py --device cuda --images 2 4 8
+    python scripts/bench_attention.py --only mini --share 1
+
+All contenders get the same queries, keys and bank, and what they pack or gather is part of their
+time. They take turns, so that a machine whose speed drifts treats them alike; the table gives the
+median over rounds of the ratio to the fastest peer of the same round (below 1: ours is faster), and
+the growth of memory. Inputs rotate, so that no cache holds them. Results are also written as JSON
+to scripts/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from consist.backend import attend_torch, attend_triton, triton_obstacle
+from consist.origin import versions
+from consist.sharing import Bank, keep_tokens, pack
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Self-attention of a UNet at one resolution."""
+
+    name: str
+    side: int  # tokens
+    heads: int
+    d: int
+
+
+SHAPES = [
+    Shape("mini 16", 16, 3, 32),
+    Shape("mini 8", 8, 6, 32),
+    Shape("sd15 64", 64, 8, 40),
+    Shape("sd15 32", 32, 8, 80),
+    Shape("sd15 16", 16, 8, 160),
+    Shape("sdxl 64", 64, 10, 64),
+    Shape("sdxl 32", 32, 20, 64),
+]
+# on a CPU those whose dense peers take seconds need patience: they are left to --only
+SLOW = {"sd15 64", "sdxl 64", "sdxl 32"}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One self-attention call."""
+
+    q: Tensor  # (g n) h l d
+    k: Tensor
+    v: Tensor
+    bank: Bank
+
+
+Contender = Callable[[Inputs], Tensor]
+
+
+def make_inputs(shape: Shape, images: int, share: float, device: str, seed: int) -> Inputs:
+    """Random tokens; all images are anchors, of which ``share`` of the tokens are shared."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = shape.side**2
+    size = (3, 2 * images, tokens, shape.heads * shape.d)
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    x = torch.randn(size, generator=generator).to(device, dtype)
+    q, k, v = rearrange(x, "three b l (h d) -> three b h l d", h=shape.heads)
+    bank = pack(k, v, range(images), images=images)
+    if share < 1:
+        # an ellipse, as subjects are: whole stretches of each row
+        line = torch.linspace(-1, 1, shape.side)
+        inside = line[:, None] ** 2 + line**2 <= 4 * share / torch.pi
+        bank = keep_tokens(bank, inside.flatten().repeat(images))
+    return Inputs(q, k, v, bank)
+
+
+def own_alone(given: Inputs) -> Tensor:
+    """No sharing at all: not a peer, but the floor."""
+    return F.scaled_dot_product_attention(given.q, given.k, given.v)
+
+
+def joined_masked(given: Inputs, backend: SDPBackend | None = None) -> Tensor:
+    """All keys beside the own ones, once per image, and a mask over them."""
+    n = given.bank.count_images(given.q)
+    k, v = (
+        torch.cat((own, repeat(shared, "g h s d -> (g n) h s d", n=n)), 2)
+        for own, shared in ((given.k, given.bank.k), (given.v, given.bank.v))
+    )
+    seen = F.pad(given.bank.seen_by(n), (given.k.shape[2], 0), value=True).to(k.device)
+    mask = repeat(seen, "n s -> (g n) 1 l s", g=len(given.q) // n, l=given.q.shape[2])
+    if backend is None:
+        return F.scaled_dot_product_attention(given.q, k, v, attn_mask=mask)
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(given.q, k, v, attn_mask=mask)
+
+
+def row_by_row(given: Inputs) -> Tensor:
+    """ConsiStory's way: a loop over the rows of the batch, with keys gathered by a mask."""
+    n = given.bank.count_images(given.q)
+    seen = given.bank.seen_by(n).to(given.q.device)
+    rows = []
+    for row in range(len(given.q)):
+        half, image = divmod(row, n)
+        k = torch.cat((given.k[row], given.bank.k[half][:, seen[image]]), 1)
+        v = torch.cat((given.v[row], given.bank.v[half][:, seen[image]]), 1)
+        rows.append(F.scaled_dot_product_attention(given.q[row][None], k[None], v[None]))
+    return torch.cat(rows)
+
+
+def merged_parts(given: Inputs) -> Tensor:
+    """Own and shared keys by themselves, merged by log-sum-exp (Hydragen, arXiv:2402.05099)."""
+    n = given.bank.count_images(given.q)
+    own, own_lse = attend_with_lse(given.q, given.k, given.v)
+    seen, out = given.bank.seen_by(n), torch.empty_like(own)
+    for image in range(n):
+        index = seen[image].nonzero()[:, 0].to(own.device)
+        k, v = (x.index_select(2, index) for x in (given.bank.k, given.bank.v))
+        shared, lse = attend_with_lse(given.q[image::n], k, v)
+        weight = (own_lse[image::n] - lse).sigmoid().unsqueeze(-1).to(own.dtype)
+        out[image::n] = shared.lerp(own[image::n], weight)
+    return out
+
+
+def attend_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention and the log-sum-exp of its scores, float32 ``b h l``."""
+    if q.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)
+    return out, lse.reshape(out.shape[:3])
+
+
+def flex(given: Inputs) -> Tensor:
+    """FlexAttention with a block mask over the packed keys."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    n = given.bank.count_images(given.q)
+    own = given.k.shape[2]
+    k, v = (
+        torch.cat((x, repeat(shared, "g h s d -> (g n) h s d", n=n)), 2)
+        for x, shared in ((given.k, given.bank.k), (given.v, given.bank.v))
+    )
+    owner = F.pad(given.bank.owner, (own, 0), value=-1).to(k.device)
+
+    def allowed(b: Tensor, h: Tensor, q: Tensor, key: Tensor) -> Tensor:
+        return owner[key] != b % n
+
+    mask = create_block_mask(allowed, len(k), None, given.q.shape[2], k.shape[2], k.device)
+    return compiled_flex()(given.q, k, v, block_mask=mask)
+
+
+@functools.cache
+def compiled_flex() -> Callable[..., Tensor]:
+    """FlexAttention compiled, without which it is of no use."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def contenders(device: str, d: int) -> tuple[dict[str, Contender], dict[str, Contender]]:
+    """Ours, and the peers."""
+    ours = {"torch": lambda x: attend_torch(x.q, x.k, x.v, x.bank)}
+    peers = {"row by row": row_by_row, "merged parts": merged_parts}
+    if device == "cpu":
+        return ours, {"joined, masked": joined_masked, **peers}
+    if triton_obstacle(torch.device(device), torch.float16, d) is None:
+        ours["triton"] = lambda x: attend_triton(x.q, x.k, x.v, x.bank)
+    efficient, cudnn = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION
+    return ours, {
+        "joined, efficient": functools.partial(joined_masked, backend=efficient),
+        "joined, cudnn": functools.partial(joined_masked, backend=cudnn),
+        "flex": flex,
+        **peers,
+    }
+
+
+def timed_ms(run: Contender, given: Inputs, repeats: int) -> float:
+    """Milliseconds of one call, out of several in a row."""
+    synchronize = torch.cuda.synchronize if given.q.is_cuda else (lambda: None)
+    synchronize()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        run(given)
+    synchronize()
+    return 1000 * (time.perf_counter() - started) / repeats
+
+
+def grown_mib(run: Contender, given: Inputs) -> float:
+    """Memory that a call adds, at its peak."""
+    if given.q.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run(given)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    # forgets the peak so far (Linux)
+    Path("/proc/self/clear_refs").write_text("5")
+    resident = status_mib("VmRSS")
+    run(given)
+    return status_mib("VmHWM") - resident
+
+
+def status_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024
+
+
+@torch.no_grad()
+def measure(shape: Shape, images: int, share: float, args: argparse.Namespace) -> list[dict]:
+    """One row of results for each contender."""
+    # a limit to what one function may be compiled for would leave FlexAttention uncompiled
+    torch.compiler.reset()
+    sets = [make_inputs(shape, images, share, args.device, seed) for seed in range(args.sets)]
+    ours, peers = contenders(args.device, shape.d)
+    floor = {"own keys alone": own_alone}
+    runs, failed = {**floor, **peers, **ours}, {}
+    truth = row_by_row(sets[0])
+    for name, run in list(runs.items()):
+        try:
+            error = (run(sets[0]) - truth).norm() / truth.norm()
+        except (RuntimeError, NotImplementedError) as reason:
+            failed[name] = str(reason).splitlines()[0]
+            del runs[name]
+            continue
+        if name not in floor and error > 1e-2:
+            raise SystemExit(f"{name} is wrong: relative error {error:.1e}")
+    memory = {name: grown_mib(run, sets[0]) for name, run in runs.items()}
+    slowest = max(timed_ms(run, sets[0], 1) for run in runs.values())
+    repeats = max(1, min(50, int(args.round_ms / slowest)))
+    rounds = [
+        {name: timed_ms(run, sets[i % len(sets)], repeats) for name, run in runs.items()}
+        for i in range(args.rounds)
+    ]
+    best = [min(times[name] for name in peers if name in runs) for times in rounds]
+    about = {"shape": shape.name, "images": images, "share": share}
+    rows: list[dict] = []
+    for name in runs:
+        ratios = [times[name] / least for times, least in zip(rounds, best, strict=True)]
+        spread = {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+        ms = statistics.median(times[name] for times in rounds)
+        rows.append({**about, "contender": name, "ms": ms, **spread, "mib": memory[name]})
+    rows += [{**about, "contender": name, "failed": why} for name, why in failed.items()]
+    return rows
+
+
+def ceilings(device: str) -> dict[str, float]:
+    """What this machine can do at all: a product of matrices, and a copy."""
+    size, dtype = (8192, torch.float16) if device == "cuda" else (1024, torch.float32)
+    x = torch.randn(size, size, device=device).to(dtype)
+    given = Inputs(x, x, x, pack(x[None, None], x[None, None], [], images=1))
+    times = {
+        name: min(timed_ms(run, given, 3) for _ in range(5))
+        for name, run in (("product", lambda i: i.q @ i.k), ("copy", lambda i: i.q.clone()))
+    }
+    return {
+        "product_tflops": 2e-9 * size**3 / times["product"],
+        "copy_gb_per_s": 2e-6 * x.nbytes / times["copy"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--images", type=int, nargs="+", default=[4])
+    parser.add_argument("--share", type=float, nargs="+", default=[1.0, 0.25])
+    parser.add_argument("--only", nargs="+", default=[], help="beginnings of shapes")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--round-ms", type=float, default=100, help="of each contender")
+    parser.add_argument("--sets", type=int, default=3, help="of inputs that take turns")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "error: --device cuda needs a CUDA device, and there is none here\n")
+    shapes = [s for s in SHAPES if not args.only or s.name.startswith(tuple(args.only))]
+    if args.device == "cpu" and not args.only:
+        shapes = [shape for shape in shapes if shape.name not in SLOW]
+    if not shapes:
+        known = ", ".join(shape.name for shape in SHAPES)
+        parser.exit(2, f"error: no shape begins with {args.only}; there are {known}\n")
+
+    machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
+    about = {"machine": machine, "threads": torch.get_num_threads(), **versions()}
+    about["cudnn"] = str(torch.backends.cudnn.version())
+    about |= {name: round(rate, 2) for name, rate in ceilings(args.device).items()}
+    print(about)
+    print(f"{'shape':>8} {'n':>2} {'share':>5} {'contender':>18} {'ms':>9} {'x peer':>7}", end="")
+    print(f" {'min..max':>13} {'MiB':>7}")
+    path = RESULTS / f"bench_attention-{'-'.join(machine.lower().split())}.json"
+    path.parent.mkdir(exist_ok=True)
+    rows: list[dict] = []
+    for shape, images, share in itertools.product(shapes, args.images, args.share):
+        found = measure(shape, images, share, args)
+        print(*map(format_row, found), sep="\n", flush=True)
+        rows += found
+        # at once, so that a run that is cut short leaves what it has
+        path.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+    print(f"written to {path}")
+
+
+def format_row(row: dict) -> str:
+    if "failed" in row:
+        return f"{row['shape']:>8} {row['contender']:>27} cannot: {row['failed'][:80]}"
+    spread = f"{row['least']:.2f}..{row['most']:.2f}"
+    return (
+        f"{row['shape']:>8} {row['images']:2} {row['share']:5.2f} {row['contender']:>18} "
+        f"{row['ms']:9.3f} {row['ratio']:7.2f} {spread:>13} {row['mib']:7.1f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
