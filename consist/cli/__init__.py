@@ -12,7 +12,7 @@ import sys
 import typer
 from rich.table import Table
 
-from consist.cli import subject, train
+from consist.cli import lora, subject, train
 from consist.cli.batch import batch
 from consist.cli.console import out, plain_failures
 from consist.cli.evaluate import evaluate, write_page
@@ -32,6 +32,7 @@ app.add_typer(subject.app, name="subject")
 app.command()(evaluate)
 app.command("report")(write_page)
 app.add_typer(train.app, name="train")
+app.add_typer(lora.app, name="lora")
 
 
 def main() -> None:

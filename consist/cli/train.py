@@ -9,9 +9,14 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, TaskID, TextColumn
 
+from consist.cli import finetune
 from consist.cli.console import err, out, plain_failures
+from consist.cli.token import token
 
 app = typer.Typer(help="Train models.", no_args_is_help=True)
+app.command()(finetune.lora)
+app.command()(finetune.dreambooth)
+app.command("token")(token)
 
 
 @app.command("mini")

@@ -1,0 +1,1 @@
+"""Teaches a model a subject from photos, and reads and writes what was learned."""

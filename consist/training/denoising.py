@@ -1,0 +1,125 @@
+"""The loss of a step: photos, noise and captions go into the UNet, errors come out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from consist.errors import ConsistError
+from consist.training.encoding import Latents, Texts
+from consist.training.losses import PREDICTIONS, diffuse, min_snr_weights, sample_losses
+from consist.training.parts import Parts
+from consist.training.photos import middle_view, placement
+from consist.training.samples import Album, Sample, batches, share
+
+
+class Denoising:
+    """Asks the UNet of a pipeline for the noise in photos.
+
+    Args:
+        parts: The pipeline, ready to be trained.
+        albums: What each step takes photos from.
+        folder: Where latents are kept.
+        device: Of the pipeline.
+
+    Raises:
+        ConsistError: The model predicts something that is not known.
+    """
+
+    def __init__(self, parts: Parts, albums: Sequence[Album], folder: Path, device: torch.device):
+        self.parts = parts
+        self.config = parts.config
+        self.albums = albums
+        self.device = device
+        # whichever scheduler draws, its config says how the noise grows
+        scheduler = DDPMScheduler.from_config(parts.pipe.scheduler.config)
+        self.alphas = scheduler.alphas_cumprod
+        self.prediction = scheduler.config.prediction_type
+        if self.prediction not in PREDICTIONS:
+            known = ", ".join(PREDICTIONS)
+            raise ConsistError(f"the model predicts {self.prediction!r}; trained are {known}")
+        self.latents = Latents(parts.pipe.vae, folder)
+        self.texts = Texts(parts.pipe, device)
+
+    def prepare(self) -> None:
+        """Computes what all steps share, and takes what is needed no more off the device."""
+        pipe, albums = self.parts.pipe, self.albums
+        if not self.config.random_crop:
+            for album in albums:
+                for photo in album.photos:
+                    self.latents.moments(photo, middle_view(photo, album.sizes))
+        if self.parts.text_frozen:
+            self.texts.keep({photo.caption for album in albums for photo in album.photos})
+        elif preserved := [album for album in albums if album.preserved]:
+            with self.parts.as_before():
+                self.texts.keep({photo.caption for album in preserved for photo in album.photos})
+        if self.parts.text_frozen and self.device.type != "cpu":
+            for name in ("text_encoder", "text_encoder_2"):
+                if module := getattr(pipe, name, None):
+                    module.to("cpu")
+
+    def losses(self, step: int) -> Iterator[Tensor]:
+        """What this process computes of a step's loss, part by part; all processes add up to it."""
+        state = PartialState()
+        drawn = [album.draw(step, self.config, len(self.alphas)) for album in self.albums]
+        samples = [sample for samples in drawn for sample in samples]
+        own = share(samples, state.process_index, state.num_processes)
+        for batch in batches(own, self.config.accumulate):
+            yield self.loss(batch)
+
+    def loss(self, samples: list[Sample]) -> Tensor:
+        """The weighted sum of the errors of samples of one size and kind."""
+        sources = [torch.Generator().manual_seed(sample.seed) for sample in samples]
+        clean = torch.stack(
+            [
+                self.latents(sample.photo, sample.view, source)
+                for sample, source in zip(samples, sources, strict=True)
+            ]
+        )
+        noise = torch.stack([torch.randn(clean.shape[1:], generator=source) for source in sources])
+        timesteps = torch.tensor([sample.timestep for sample in samples])
+        alphas = self.alphas[timesteps]
+        noisy, target = diffuse(clean, noise, alphas, self.prediction)
+        weights = torch.tensor([sample.weight for sample in samples])
+        if self.config.min_snr is not None:
+            weights = weights * min_snr_weights(alphas, self.config.min_snr, self.prediction)
+        noisy, timesteps = noisy.to(self.device), timesteps.to(self.device)
+        target = target.to(self.device)
+        if samples[0].preserved:
+            with self.parts.as_before():
+                target = self.predict(noisy, timesteps, samples)
+        errors = sample_losses(self.predict(noisy, timesteps, samples), target)
+        return (errors * weights.to(self.device)).sum()
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, samples: list[Sample]) -> Tensor:
+        """What the UNet says about noisy latents ``(n, c, h, w)``: of the same shape."""
+        dtype = self.parts.dtype
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            embeds, pooled = self.embed([sample.photo.caption for sample in samples])
+            added: dict[str, Any] = {}
+            if pooled is not None:
+                ids = torch.tensor([size_ids(sample) for sample in samples], device=self.device)
+                added = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
+            guess: Tensor = self.parts.pipe.unet(noisy.to(dtype), timesteps, embeds, **added).sample
+            return guess
+
+    def embed(self, captions: list[str]) -> tuple[Tensor, Tensor | None]:
+        """Embeddings of captions, kept ones where nothing can have changed them."""
+        kept = self.parts.text_frozen or not torch.is_grad_enabled()
+        return self.texts.recall(captions) if kept else self.texts.encode(captions)
+
+
+def size_ids(sample: Sample) -> tuple[int, ...]:
+    """What SDXL is told of a photo: its size, where it was cut, and to which size.
+
+    SDXL (arXiv:2307.01952), section 2.2: each as (height, width) or (top, left).
+    """
+    photo, view = sample.photo, sample.view
+    _, _, top, left = placement(photo.width, photo.height, view)
+    return photo.height, photo.width, top, left, view.height, view.width

@@ -1,0 +1,272 @@
+"""Photos of a subject to a LoRA file or to a model of its own: the whole training, from Python.
+
+One resumable call: checkpoints and what is computed once lie in a folder beside the result, and
+the same call goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from diffusers import StableDiffusionXLPipeline
+
+from consist.errors import ConsistError
+from consist.models import MINI, Model, load, pick_device
+from consist.origin import peak_memory_gib, versions
+from consist.preparing import check_prompts
+from consist.run import write_atomically
+from consist.training.checkpoints import checkpoints
+from consist.training.denoising import Denoising
+from consist.training.files import write_lora
+from consist.training.loop import Trainee, Watch, fit
+from consist.training.parts import Parts, text_encoders
+from consist.training.photos import (
+    Photo,
+    bucket_sizes,
+    described,
+    photos_of_run,
+    read_photos,
+)
+from consist.training.prior import Draw, class_photos
+from consist.training.recipe import CLASS_IMAGES, LORA, TrainConfig, differences, remedies
+from consist.training.samples import Album
+
+FORMAT = 1
+WAIT = timedelta(hours=12)  # for the process that draws class images
+
+
+def finetune(
+    config: TrainConfig,
+    watch: Watch = lambda step, steps, loss: None,
+    watch_drawing: Draw = lambda done, count: None,
+    model_for: Callable[[TrainConfig, torch.device], Model] | None = None,
+) -> Path:
+    """Trains what a config says, and gives the file or folder that was written.
+
+    Args:
+        config: What to train, on what.
+        watch: Told after each step.
+        watch_drawing: Told how many class images are drawn.
+        model_for: Asked for the model, which is changed; by default it is loaded.
+
+    Raises:
+        ConsistError: It cannot be trained, for a reason that the user can mend.
+    """
+    photos = choose_photos(config)
+    device = pick_device(config.device)
+    state = PartialState(cpu=device.type == "cpu", timeout=WAIT)
+    if state.num_processes > 1:
+        device = state.device
+    record = check_folder(config, photos)
+    if record.get("finished") and Path(config.out).exists():
+        return Path(config.out)
+    model = (model_for or load_model)(config, device)
+    resolved = config.suited_to(family_of(config, model))
+    check_batch(resolved, state.num_processes)
+    if state.is_main_process:
+        write_record(config, photos, record, finished=False)
+    with state.main_process_first():
+        albums = choose_albums(resolved, model, photos, watch_drawing)
+    started = time.monotonic()
+    parts = learn(resolved, model, albums, device, watch if state.is_main_process else silent)
+    if state.is_main_process:
+        write_result(parts, resolved)
+        seconds = record.get("seconds", 0.0) + time.monotonic() - started
+        write_record(config, photos, {"seconds": seconds}, finished=True)
+    state.wait_for_everyone()
+    return Path(config.out)
+
+
+def learn(
+    config: TrainConfig, model: Model, albums: list[Album], device: torch.device, watch: Watch
+) -> Parts:
+    """Trains the parts of a model, from the last checkpoint on, and gives them.
+
+    Args:
+        config: With nothing left open but the resolution.
+        model: It is changed.
+        albums: What each step takes photos from.
+        device: Of the model.
+        watch: Told after each step.
+    """
+    check_prompts(model.pipe, tuple(p.caption for album in albums for p in album.photos))
+    try:
+        parts = Parts(model.pipe, config)
+        denoising = Denoising(parts, albums, config.work_folder / "latents", device)
+        denoising.prepare()
+        groups = [(parts.unet_parameters, config.lr), (parts.text_parameters, config.text_lr)]
+        trainee = Trainee([(named, lr or 0.0) for named, lr in groups], config, device)
+        fit(trainee, denoising.losses, config.work_folder, watch)
+    except torch.OutOfMemoryError as error:
+        raise ConsistError(f"out of memory; {remedies(config)}") from error
+    return parts
+
+
+def silent(step: int, steps: int, loss: float) -> None:
+    """Says nothing: of several processes, one tells."""
+
+
+def load_model(config: TrainConfig, device: torch.device) -> Model:
+    """Loads the model of a config; weights that are trained themselves in float32."""
+    return load(config.model, str(device), config.precision if config.kind == LORA else "float32")
+
+
+def family_of(config: TrainConfig, model: Model) -> str:
+    """Which family of ``SUITED`` a model is of."""
+    if config.model == MINI:
+        return "mini"
+    return "sdxl" if isinstance(model.pipe, StableDiffusionXLPipeline) else "sd"
+
+
+def choose_photos(config: TrainConfig) -> list[Photo]:
+    """The photos that a config names, with their captions."""
+    folder = Path(config.photos)
+    if config.from_run:
+        return photos_of_run(folder, config.prompt, config.class_prompt)
+    return read_photos(folder, config.prompt)
+
+
+def choose_albums(
+    config: TrainConfig, model: Model, photos: list[Photo], watch: Draw
+) -> list[Album]:
+    """What each step takes photos from: the subject's, and those that stand for its class.
+
+    Args:
+        config: With nothing left open but the resolution.
+        model: As it was before it is trained.
+        photos: Of the subject.
+        watch: Told how many class images are drawn.
+    """
+    resolution, multiple = grid_of(config, model)
+    sizes = bucket_sizes(resolution, multiple, config.buckets)
+    albums = [Album(name="instance", photos=photos, sizes=sizes)]
+    if not config.with_prior:
+        return albums
+    drawn = config.prior == CLASS_IMAGES
+    others = class_photos(config, model, watch) if drawn else described(photos, config.class_prompt)
+    prior = Album(
+        name="class", photos=others, sizes=sizes, weight=config.prior_weight, preserved=not drawn
+    )
+    return [*albums, prior]
+
+
+def grid_of(config: TrainConfig, model: Model) -> tuple[int, int]:
+    """The side of a square photo in pixels, and what all sides are multiples of.
+
+    Raises:
+        ConsistError: The resolution is no such multiple.
+    """
+    unet, factor = model.pipe.unet, model.pipe.vae_scale_factor
+    multiple = factor * 2 ** (len(unet.config.block_out_channels) - 1)
+    resolution = config.resolution or unet.config.sample_size * factor
+    if resolution % multiple:
+        raise ConsistError(f"resolution must be a multiple of {multiple}, not {resolution}")
+    return resolution, multiple
+
+
+def check_batch(config: TrainConfig, processes: int) -> None:
+    """Makes sure that every process has a photo of each step.
+
+    Raises:
+        ConsistError: There are more processes than photos in a step.
+    """
+    if (config.batch_size or 0) < processes:
+        raise ConsistError(
+            f"{processes} processes cannot share a batch of {config.batch_size}; "
+            f"take a batch size of at least {processes}"
+        )
+
+
+def check_folder(config: TrainConfig, photos: list[Photo]) -> dict[str, Any]:
+    """The record of this very training, as far as it has come; empty if nothing is learned yet.
+
+    Raises:
+        ConsistError: The folder holds another training, or the result's place is taken.
+    """
+    folder, out = config.work_folder, Path(config.out)
+    path = record_path(config)
+    if not path.exists() or not checkpoints(folder):
+        if out.exists():
+            raise ConsistError(f"{out} is there already; choose another --out or remove it")
+        return {}
+    try:
+        record = dict(json.loads(path.read_text(encoding="utf-8")))
+        changes = differences(record["config"], config.to_json())
+        before = record["photos"]
+        weights = record["versions"].get(MINI)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConsistError(f"{path} is damaged; remove {folder} to start over") from None
+    if before != manifest(photos):
+        changes.append("the photos or their captions are others")
+    if weights != versions(config.model).get(MINI):
+        changes.append("mini has other weights")
+    if changes:
+        raise ConsistError(
+            f"{folder} holds another training: {'; '.join(changes)}; "
+            "choose another --out or remove that folder"
+        )
+    finished = record.get("finished") and record["config"]["steps"] == config.steps
+    return {**record, "finished": finished}
+
+
+def record_path(config: TrainConfig) -> Path:
+    """Where the record of a training lies."""
+    return config.work_folder / "training.json"
+
+
+def write_record(
+    config: TrainConfig, photos: list[Photo], before: dict[str, Any], finished: bool
+) -> None:
+    """Says what is trained on what, in the folder of the training."""
+    record = {
+        "format": FORMAT,
+        "config": config.to_json(),
+        "photos": manifest(photos),
+        "versions": versions(config.model),
+        "seconds": round(before.get("seconds", 0.0), 3),
+        "peak_memory_gib": peak_memory_gib(),
+        "finished": finished,
+    }
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(record_path(config), lambda file: file.write(text.encode()))
+
+
+def manifest(photos: list[Photo]) -> list[dict[str, str]]:
+    """What tells photos from others: names, contents and captions."""
+    return [{"file": p.path.name, "digest": p.digest, "caption": p.caption} for p in photos]
+
+
+def write_result(parts: Parts, config: TrainConfig) -> None:
+    """Writes the LoRA, or the whole pipeline in float16, in full or not at all."""
+    out, pipe = Path(config.out), parts.pipe
+    if config.kind == LORA:
+        words = {
+            "base_model": config.model,
+            "rank": config.rank,
+            "alpha": config.alpha,
+            "steps": config.steps,
+            "prompt": config.prompt,
+            "class_prompt": config.class_prompt,
+            "software": f"consist {version('consist')}",
+        }
+        encoders = [getattr(pipe, name) for name in text_encoders(pipe)]
+        write_lora(out, unet=pipe.unet, text_encoders=encoders, metadata=words)
+        return
+    partial = out.with_name(f".{out.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        pipe.to("cpu", torch.float16).save_pretrained(partial)
+        shutil.rmtree(out, ignore_errors=True)
+        partial.rename(out)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ConsistError(f"{out} cannot be written: {error}") from error

@@ -1,0 +1,210 @@
+"""All that decides what a training gives, as plain checked data.
+
+It must not know torch, photos or the disk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from consist.errors import ConsistError, unknown
+
+LORA, DREAMBOOTH = KINDS = ("lora", "dreambooth")
+NO_PRIOR, CLASS_IMAGES, BASE_MODEL = PRIORS = ("none", "images", "base")
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
+SCHEDULES = (
+    *("constant", "constant_with_warmup", "linear", "cosine"),
+    *("cosine_with_restarts", "polynomial"),
+)
+PRECISIONS = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Suited:
+    """What suits a model where nothing is asked."""
+
+    steps: int
+    lr: float
+    batch_size: int = 1
+    class_images: int = 100
+
+
+# by kind and family of models. SD: arXiv:2208.12242 has 5e-6 and about 1000 steps for DreamBooth;
+# 1e-4 is the usual rate of LoRA
+SUITED = {
+    (LORA, "sd"): Suited(steps=800, lr=1e-4),
+    (LORA, "sdxl"): Suited(steps=800, lr=1e-4),
+    (LORA, "mini"): Suited(steps=300, lr=2e-3, batch_size=4, class_images=20),
+    (DREAMBOOTH, "sd"): Suited(steps=1000, lr=5e-6),
+    (DREAMBOOTH, "sdxl"): Suited(steps=1000, lr=2e-6),
+    (DREAMBOOTH, "mini"): Suited(steps=300, lr=2e-4, batch_size=4, class_images=20),
+}
+TEXT_SHARE = 0.1  # of the rate, for a text encoder's LoRA
+
+# says how a training is computed, or for how long it is kept, but not what it gives
+INDIFFERENT = {"out", "device", "accumulate", "gradient_checkpointing", "checkpoint_every", "keep"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training: photos of a subject in, weights out. ``None`` leaves a choice to the model.
+
+    Raises:
+        ConsistError: A value is missing, not finite, out of range, or does not go with another.
+    """
+
+    kind: str  # of KINDS
+    photos: str  # a folder of photos, or of a run
+    out: str  # the LoRA's .safetensors file, or the folder of the DreamBooth model
+    prompt: str = ""  # for photos without a caption, such as "a xyz cat"
+    class_prompt: str = ""  # what the subject is one of: "a cat"
+    from_run: bool = False  # photos is a run, whose prompts are the captions
+    model: str = "mini"  # name, hub id, folder or .safetensors file
+    steps: int | None = None  # at least 1
+    lr: float | None = None  # more than 0
+    text_lr: float | None = None
+    text_encoder: bool = False  # trained as well
+    rank: int = 16
+    alpha: float | None = None  # the LoRA is scaled by alpha / rank; None: by 1
+    dora: bool = False  # magnitudes apart from directions: arXiv:2402.09353
+    batch_size: int | None = None  # photos of a step, over all processes
+    accumulate: int = 1  # parts that a step is computed in, one after another
+    prior: str = NO_PRIOR  # of PRIORS: what keeps the class as it was
+    prior_weight: float = 1.0  # lambda of arXiv:2208.12242, equation 2; 0 leaves the prior out
+    class_images: int | None = None
+    min_snr: float | None = None  # gamma; None: all timesteps count alike
+    resolution: int | None = None  # pixels; photos of other shapes have as many
+    buckets: bool = True  # sizes for photos that are not square
+    random_crop: bool = False
+    random_flip: bool = False
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    schedule: str = "constant"  # of diffusers.optimization
+    warmup: int = 0  # steps
+    ema: float | None = None  # decay of the moving average that is kept instead of the last step
+    precision: str = "float32"  # of the products; what is trained is float32 in any case
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = 100  # steps
+    keep: int = 1  # checkpoints
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("kind", KINDS),
+            ("prior", PRIORS),
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+        ):
+            if getattr(self, name) not in known:
+                raise ConsistError(unknown(name, getattr(self, name), known))
+        for name, low, high in RANGES:
+            check_range(name, getattr(self, name), low, high)
+        self._check_prompts()
+        if (self.kind == LORA) != (Path(self.out).suffix == ".safetensors"):
+            wanted = "a .safetensors file" if self.kind == LORA else "a folder"
+            raise ConsistError(f"{self.kind} writes {wanted}, not {self.out}")
+        if self.warmup and self.schedule == "constant":
+            raise ConsistError("a constant schedule has no warmup; take constant_with_warmup")
+
+    def _check_prompts(self) -> None:
+        if self.prior != NO_PRIOR and not self.class_prompt.strip():
+            raise ConsistError(
+                f"prior {self.prior!r} needs a class prompt, such as 'a cat', to keep as it was"
+            )
+        if self.prompt and self.prompt.strip() == self.class_prompt.strip():
+            raise ConsistError(
+                f"the prompt and the class prompt are both {self.prompt!r}; the prompt needs a "
+                "word of its own for the subject, such as 'a xyz cat'"
+            )
+
+    @property
+    def work_folder(self) -> Path:
+        """Where checkpoints lie, and what was computed once."""
+        out = Path(self.out)
+        return out.with_name(f"{out.stem if self.kind == LORA else out.name}.training")
+
+    @property
+    def with_prior(self) -> bool:
+        """Whether a prior counts at all."""
+        return self.prior != NO_PRIOR and self.prior_weight > 0
+
+    def suited_to(self, family: str) -> TrainConfig:
+        """The same with nothing left open but ``resolution``, for a family of ``SUITED``."""
+        suited = SUITED[self.kind, family]
+        finds_own = self.optimizer == "prodigy"
+        lr = self.lr or (1.0 if finds_own else suited.lr)
+        text_lr = lr * TEXT_SHARE if self.kind == LORA and not finds_own else lr
+        found = {**asdict(suited), "lr": lr, "text_lr": text_lr, "alpha": float(self.rank)}
+        return replace(self, **{k: v for k, v in found.items() if getattr(self, k) is None})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain strings and numbers, as ``json.dumps`` takes them."""
+        return asdict(self)
+
+
+RANGES = (
+    ("steps", 1, 10_000_000),
+    ("lr", 1e-12, 10),
+    ("text_lr", 1e-12, 10),
+    ("rank", 1, 1024),
+    ("alpha", 1e-6, 1e6),
+    ("batch_size", 1, 10_000),
+    ("accumulate", 1, 10_000),
+    ("prior_weight", 0, 1000),
+    ("class_images", 1, 100_000),
+    ("min_snr", 1e-6, 1e6),
+    ("resolution", 8, 8192),
+    ("weight_decay", 0, 10),
+    ("max_grad_norm", 1e-9, 1e9),
+    ("warmup", 0, 10_000_000),
+    ("ema", 0, 1),
+    ("checkpoint_every", 1, 10_000_000),
+    ("keep", 1, 10_000),
+    ("seed", 0, 2**63 - 1),
+)
+
+
+def check_range(name: str, value: float | None, low: float, high: float) -> None:
+    """Makes sure that a value, if there is one, lies between ``low`` and ``high``."""
+    if value is not None and not (math.isfinite(value) and low <= value <= high):
+        said = name.replace("_", " ")
+        raise ConsistError(f"{said} must be between {low:g} and {high:g}, not {value:g}")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In which settings two configs of ``to_json`` would train differently.
+
+    Where the rate does not depend on the number of steps, more steps are the same training.
+
+    >>> differences({"rank": 4, "device": "cpu"}, {"rank": 8, "device": "cuda"})
+    ['rank was 4 and is 8']
+    """
+    ignored = set(INDIFFERENT)
+    if str(now.get("schedule")).startswith("constant"):
+        ignored.add("steps")
+    return [
+        f"{name.replace('_', ' ')} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted({*before, *now} - ignored)
+        if before.get(name) != now.get(name)
+    ]
+
+
+def remedies(config: TrainConfig) -> str:
+    """What makes a training smaller, beginning with what does not change its result."""
+    ways = []
+    if not config.gradient_checkpointing:
+        ways.append("gradient checkpointing")
+    if config.accumulate < (config.batch_size or 1):
+        ways.append(f"more than {config.accumulate} parts of a step (accumulate)")
+    if config.precision == "float32":
+        ways.append("precision bfloat16")
+    if config.optimizer == "adamw":
+        ways.append("optimizer adamw8bit")
+    return f"turn on {', '.join(ways)}" if ways else "take a lower resolution"
