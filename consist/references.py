@@ -8,7 +8,6 @@ which fits every scheduler. It must not know how a method shares.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +23,7 @@ from consist.methods import build
 from consist.methods.method import Masked, Prompting
 from consist.models import Pipeline
 from consist.phrases import shared_phrase
-
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+from consist.pictures import open_picture, unreadable
 
 
 def with_references(
@@ -40,7 +38,7 @@ def with_references(
 
     Args:
         config: A run whose method leaves ``anchors`` open.
-        pictures: Files in one of ``FORMATS``.
+        pictures: Files in one of the formats of ``consist.pictures``.
         prompts: What they show: one for all, or one each.
 
     Raises:
@@ -108,7 +106,7 @@ def digest_of(path: Path | str) -> str:
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def read_pictures(config: RunConfig, width: int, height: int) -> list[Image.Image]:
@@ -119,37 +117,6 @@ def read_pictures(config: RunConfig, width: int, height: int) -> list[Image.Imag
     """
     pictures = map(open_picture, config.anchor_pictures)
     return [ImageOps.fit(one, (width, height), Image.Resampling.LANCZOS) for one in pictures]
-
-
-def open_picture(path: Path | str) -> Image.Image:
-    """A picture upright, as its EXIF data say, and on white where it is transparent; mode RGB.
-
-    Raises:
-        ConsistError: It is missing, damaged, too large or no picture.
-    """
-    large = (Image.DecompressionBombWarning, Image.DecompressionBombError)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                upright = ImageOps.exif_transpose(image)
-    except Image.UnidentifiedImageError:
-        raise ConsistError(f"the reference {path} is none of {', '.join(FORMATS)}") from None
-    except large:
-        limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise ConsistError(f"the reference {path} has more than {limit} megapixels") from None
-    # what Pillow raises for damaged files
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise _unreadable(path, error) from None
-    if upright.mode.startswith(("I", "F")):
-        raise ConsistError(f"the reference {path} has more than 8 bits a channel; save it with 8")
-    white = Image.new("RGBA", upright.size, "white")
-    return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
-
-
-def _unreadable(path: Path | str, error: Exception) -> ConsistError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return ConsistError(f"the reference {path} cannot be read: {reason}")
 
 
 @torch.no_grad()

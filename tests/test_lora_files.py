@@ -451,7 +451,9 @@ def test_an_embedding_of_sdxl_loads_into_both_encoders(sdxl_pipe, tmp_path):
     path = tmp_path / "cat.safetensors"
     vectors = [torch.randn(2, 32), torch.randn(2, 32)]
     write_embedding(path, "<my-cat>", vectors, layout="clip", dtype=torch.float16)
-    assert load_file(path).keys() == {"clip_l", "clip_g"}
+    held = load_file(path)
+    assert held.keys() == {"clip_l", "clip_g"}
+    assert torch.equal(held["clip_l"], vectors[0].half())
     found = read_embedding(path)
     assert found.word == "<my-cat>"
     for encoder, rows, wanted in zip(encoders(sdxl_pipe), found.vectors, vectors, strict=True):

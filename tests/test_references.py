@@ -24,8 +24,9 @@ from consist.methods import build
 from consist.methods.method import Site
 from consist.models import SCHEDULERS
 from consist.more import extend, redo, take_subject
+from consist.pictures import open_picture
 from consist.preparing import Settings
-from consist.references import encode, open_picture, read_pictures, with_references
+from consist.references import encode, read_pictures, with_references
 from consist.run import draw_grid
 from consist.subject import Subject
 
@@ -391,7 +392,7 @@ def test_a_changed_or_lost_picture_is_named(tmp_path, photo, model_for, monkeypa
     changed = f"the reference {photo} has changed"
     for spoil in (lambda: None, photo.unlink):
         spoil()
-        message = changed if photo.exists() else f"the reference {photo} cannot be read: No such"
+        message = changed if photo.exists() else f"{photo} cannot be read: No such"
         for go_on in (
             lambda: extend(run.path, SCENES[2:], model_for=model_for),
             lambda: redo(run.path, 0, model_for=model_for),

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from consist.errors import ConsistError
+from consist.pictures import open_picture
 from consist.run import RunFolder
 
 log = logging.getLogger("consist")
@@ -42,7 +43,7 @@ class Photo:
 
     def read(self) -> Image.Image:
         """Its pixels, upright, mode RGB; what is transparent is white."""
-        return read_upright(self.path)
+        return open_picture(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,29 +115,12 @@ def read_photo(path: Path, caption: str) -> Photo:
     Raises:
         ConsistError: It is damaged, or nothing says what it shows.
     """
-    width, height = read_upright(path).size
+    width, height = open_picture(path).size
     if not caption.strip():
         text = path.with_suffix(".txt").name
         raise ConsistError(f"nothing says what {path.name} shows; give a prompt or {text}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return Photo(path=path, caption=caption.strip(), width=width, height=height, digest=digest)
-
-
-def read_upright(path: Path) -> Image.Image:
-    """A picture turned as its EXIF says, mode RGB, over white where it is transparent.
-
-    Raises:
-        ConsistError: It is damaged or no picture.
-    """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if "A" in upright.getbands() or "transparency" in upright.info:
-                layer = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-            return upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ConsistError(f"{path} cannot be read as a picture: {error}") from error
 
 
 def text_beside(path: Path) -> str:
