@@ -213,10 +213,18 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def set_scheduler(pipe: Pipeline, name: str) -> None:
-    """Gives the pipeline another scheduler with the model's own noise schedule."""
+    """Gives the pipeline another scheduler with the model's own noise schedule.
+
+    Raises:
+        ConsistError: There is none of that name, or it needs a package that is missing.
+    """
     if name not in SCHEDULERS:
         raise ConsistError(unknown("scheduler", name, SCHEDULERS))
-    pipe.scheduler = SCHEDULERS[name].from_config(pipe.scheduler.config)
+    try:
+        pipe.scheduler = SCHEDULERS[name].from_config(pipe.scheduler.config)
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise ConsistError(f"scheduler {name!r} cannot be used: {reason}") from error
 
 
 def add_loras(pipe: Pipeline, given: tuple[str, ...]) -> None:

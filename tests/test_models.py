@@ -11,7 +11,16 @@ from consist.config import RunConfig, plan
 from consist.drawing import draw
 from consist.errors import ConsistError
 from consist.methods import build
-from consist.models import DEFAULTS, MINI_FOLDER, add_loras, load, local_models, split_weight
+from consist.models import (
+    DEFAULTS,
+    MINI_FOLDER,
+    SCHEDULERS,
+    add_loras,
+    load,
+    local_models,
+    set_scheduler,
+    split_weight,
+)
 from consist.preparing import check_prompts, prepare
 
 
@@ -174,3 +183,18 @@ def test_the_weights_fit_the_budget():
     size = sum(path.stat().st_size for path in MINI_FOLDER.rglob("*") if path.is_file())
     assert size < 40 * 2**20
     assert not [p for p in MINI_FOLDER.rglob("*") if p.suffix in (".bin", ".pt", ".ckpt")]
+
+
+def test_a_scheduler_whose_package_is_missing_is_refused(sd_pipe, monkeypatch):
+    class Missing:
+        @staticmethod
+        def from_config(config):
+            raise ImportError("it needs scipy:\npip install scipy")
+
+    before = sd_pipe.scheduler
+    monkeypatch.setitem(SCHEDULERS, "lms", Missing)
+    with pytest.raises(
+        ConsistError, match="'lms' cannot be used: it needs scipy: pip install scipy"
+    ):
+        set_scheduler(sd_pipe, "lms")
+    assert sd_pipe.scheduler is before
