@@ -7,6 +7,7 @@ import hashlib
 import platform
 import resource
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -68,3 +69,26 @@ def peak_memory_gib() -> float:
         unit = 1 if sys.platform == "darwin" else 1024
         used = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
     return round(used / 2**30, 3)
+
+
+def grown_mib(run: Callable[[], object]) -> float:
+    """The memory that a call adds at its peak: on the GPU if there is one, else of the process.
+
+    Without a GPU on Linux alone.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    # forgets the peak so far
+    Path("/proc/self/clear_refs").write_text("5")
+    resident = _status_mib("VmRSS")
+    run()
+    return _status_mib("VmHWM") - resident
+
+
+def _status_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024

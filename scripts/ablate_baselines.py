@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 
@@ -27,6 +26,7 @@ from consist.drawing import draw
 from consist.evaluate import configure
 from consist.methods import METHODS, build
 from consist.models import Model, load
+from consist.origin import grown_mib
 from consist.preparing import prepare
 from consist.run import ISOLATED
 
@@ -91,24 +91,9 @@ def timed(model: Model, config: RunConfig) -> float:
 
 
 def peak_mib(config: RunConfig) -> float:
-    """Memory that drawing adds, in a process of its own (on CUDA: the allocator's peak)."""
+    """Memory that drawing adds to a fresh process over the loaded model."""
     model = load(config.model, config.device, config.dtype)
-    if model.pipe.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        draw_once(model, config)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    # forgets the peak of loading (Linux)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status_mib("VmRSS")
-    draw_once(model, config)
-    return status_mib("VmHWM") - before
-
-
-def status_mib(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{field}:"))
-    return int(line.split()[1]) / 1024
+    return grown_mib(lambda: draw_once(model, config))
 
 
 if __name__ == "__main__":

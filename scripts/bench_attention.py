@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from consist.backend import attend_torch, attend_triton, triton_obstacle
-from consist.origin import versions
+from consist.origin import grown_mib, versions
 from consist.sharing import Bank, keep_tokens, pack
 
 RESULTS = Path(__file__).parent / "results"
@@ -200,26 +200,6 @@ def timed_ms(run: Contender, given: Inputs, repeats: int) -> float:
     return 1000 * (time.perf_counter() - started) / repeats
 
 
-def grown_mib(run: Contender, given: Inputs) -> float:
-    """Memory that a call adds, at its peak."""
-    if given.q.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run(given)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    # forgets the peak so far (Linux)
-    Path("/proc/self/clear_refs").write_text("5")
-    resident = status_mib("VmRSS")
-    run(given)
-    return status_mib("VmHWM") - resident
-
-
-def status_mib(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{field}:"))
-    return int(line.split()[1]) / 1024
-
-
 @torch.no_grad()
 def measure(shape: Shape, images: int, share: float, args: argparse.Namespace) -> list[dict]:
     """One row of results for each contender."""
@@ -239,7 +219,7 @@ def measure(shape: Shape, images: int, share: float, args: argparse.Namespace) -
             continue
         if name not in floor and error > 1e-2:
             raise SystemExit(f"{name} is wrong: relative error {error:.1e}")
-    memory = {name: grown_mib(run, sets[0]) for name, run in runs.items()}
+    memory = {name: grown_mib(functools.partial(run, sets[0])) for name, run in runs.items()}
     slowest = max(timed_ms(run, sets[0], 1) for run in runs.values())
     repeats = max(1, min(50, int(args.round_ms / slowest)))
     rounds = [

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from diffusers import UNet2DConditionModel
 
 import consist
 from consist.models import load, pick_device
-from consist.origin import versions
+from consist.origin import grown_mib, versions
 
 METHODS = {
     "stock": None,
@@ -113,23 +112,9 @@ def timed(draw: Callable[[str], None], name: str) -> float:
 
 
 def peak_mib(model: str, images: int, name: str, device: str) -> float:
-    """Memory that drawing adds to a fresh process (on CUDA: the allocator's peak)."""
+    """Memory that drawing adds to a fresh process over the loaded model."""
     draw = MODELS[model](images, 2, torch.device(device))
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        draw(name)
-        return torch.cuda.max_memory_allocated() / 2**20
-    # forgets the peak of loading (Linux)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status_mib("VmRSS")
-    draw(name)
-    return status_mib("VmHWM") - before
-
-
-def status_mib(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{field}:"))
-    return int(line.split()[1]) / 1024
+    return grown_mib(lambda: draw(name))
 
 
 def main() -> None:

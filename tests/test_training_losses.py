@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
-from consist.training.losses import PREDICTIONS, diffuse, min_snr_weights, sample_losses
+from consist.diffusion import PREDICTIONS, diffuse
+from consist.mini.architecture import build_scheduler
+from consist.training.losses import min_snr_weights, sample_losses
 
 
 def random(*shape):
@@ -21,6 +24,16 @@ def test_the_target_gives_the_latents_back(prediction):
     else:
         found = a.sqrt() * noisy - (1 - a).sqrt() * target
     torch.testing.assert_close(found, clean)
+
+
+def test_noise_and_velocity_are_those_of_diffusers():
+    scheduler = DDPMScheduler.from_config(build_scheduler().config)
+    clean, noise = random(2, 5, 4, 3, 3).float()
+    timesteps = torch.tensor([0, 10, 500, 998, 999])
+    alphas = scheduler.alphas_cumprod[timesteps]
+    noisy, velocity = diffuse(clean, noise, alphas, "v_prediction")
+    torch.testing.assert_close(noisy, scheduler.add_noise(clean, noise, timesteps))
+    torch.testing.assert_close(velocity, scheduler.get_velocity(clean, noise, timesteps))
 
 
 def test_each_sample_has_its_own_error():

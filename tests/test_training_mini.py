@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import nn
 
 from consist.errors import ConsistError
-from consist.mini.architecture import build_scheduler, build_tokenizer, build_unet
+from consist.mini.architecture import build_tokenizer, build_unet
 from consist.mini.autoencoder import Album, crop, draw_pictures, off_standard, picture
 from consist.mini.denoiser import (
     SUBJECT_WEIGHT,
-    diffuse,
     hidden_weights,
     stratified_timesteps,
     subject_weights,
@@ -43,18 +42,6 @@ def fit_line(folder, steps, **recipe):
     return model
 
 
-def test_twelve_steps_are_seven_and_five(tmp_path, monkeypatch):
-    # the rate depends on the length of the whole, so it is held still
-    monkeypatch.setattr("consist.mini.fitting.lr_factor", lambda step, steps, warmup: 1.0)
-    for name in ("straight", "parts"):
-        (tmp_path / name).mkdir()
-    straight = fit_line(tmp_path / "straight", 12)
-    fit_line(tmp_path / "parts", 7)
-    resumed = fit_line(tmp_path / "parts", 12)
-    for name, parameter in straight.named_parameters():
-        assert torch.equal(parameter, dict(resumed.named_parameters())[name]), name
-
-
 def fit_picture(folder, steps):
     """Fits a kernel and a matrix by Muon, and a bias by AdamW."""
     torch.manual_seed(0)
@@ -70,13 +57,15 @@ def fit_picture(folder, steps):
     return model
 
 
-def test_twelve_steps_of_muon_are_seven_and_five(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fit", [fit_line, fit_picture])
+def test_twelve_steps_are_seven_and_five(fit, tmp_path, monkeypatch):
+    # the rate depends on the length of the whole, so it is held still
     monkeypatch.setattr("consist.mini.fitting.lr_factor", lambda step, steps, warmup: 1.0)
     for name in ("straight", "parts"):
         (tmp_path / name).mkdir()
-    straight = fit_picture(tmp_path / "straight", 12)
-    fit_picture(tmp_path / "parts", 7)
-    resumed = fit_picture(tmp_path / "parts", 12)
+    straight = fit(tmp_path / "straight", 12)
+    fit(tmp_path / "parts", 7)
+    resumed = fit(tmp_path / "parts", 12)
     for name, parameter in straight.named_parameters():
         assert torch.equal(parameter, dict(resumed.named_parameters())[name]), name
 
@@ -123,16 +112,6 @@ def test_out_of_time_keeps_a_checkpoint(tmp_path):
     assert (tmp_path / "line.safetensors").exists()
     assert not list(tmp_path.glob("*.part"))
     fit_line(tmp_path, 12)
-
-
-def test_noise_and_velocity_are_those_of_diffusers():
-    scheduler = DDPMScheduler.from_config(build_scheduler().config)
-    generator = torch.Generator().manual_seed(0)
-    clean, noise = torch.randn(2, 5, 4, 3, 3, generator=generator)
-    timesteps = torch.tensor([0, 10, 500, 998, 999])
-    noisy, velocity = diffuse(clean, noise, scheduler.alphas_cumprod[timesteps])
-    torch.testing.assert_close(noisy, scheduler.add_noise(clean, noise, timesteps))
-    torch.testing.assert_close(velocity, scheduler.get_velocity(clean, noise, timesteps))
 
 
 def test_errors_on_figures_count_more_where_they_show():

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from consist.diffusion import diffuse
 from consist.mini.architecture import build_scheduler
 from consist.mini.autoencoder import Album, picture
 from consist.mini.fitting import Session
@@ -97,7 +98,7 @@ def train_unet(
         clean = latents[indices].to(session.device).float()
         noise = torch.randn(clean.shape, generator=source, device=session.device)
         timesteps = stratified_timesteps(len(indices), len(alphas), source)
-        noisy, target = diffuse(clean, noise, alphas[timesteps])
+        noisy, target = diffuse(clean, noise, alphas[timesteps], "v_prediction")
         weights = subject_weights(album.masks[indices], alphas[timesteps])
         with session.half_precision():
             context = encoder(tokenize(tokenizer, texts, session.device)).last_hidden_state
@@ -156,10 +157,3 @@ def stratified_timesteps(count: int, steps: int, generator: torch.Generator) -> 
     jitter = torch.rand(count, generator=generator, device=device)
     order = torch.randperm(count, generator=generator, device=device)
     return ((order + jitter) * steps / count).long().clamp(max=steps - 1)
-
-
-def diffuse(clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
-    """Noisy latents and the velocity to predict (Salimans and Ho 2022, Appendix D)."""
-    signal = rearrange(alphas_cumprod.sqrt(), "n -> n 1 1 1")
-    sigma = rearrange((1 - alphas_cumprod).sqrt(), "n -> n 1 1 1")
-    return signal * clean + sigma * noise, signal * noise - sigma * clean

@@ -11,9 +11,10 @@ from accelerate import PartialState
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from consist.diffusion import PREDICTIONS, diffuse
 from consist.errors import ConsistError
 from consist.training.encoding import Latents, Texts
-from consist.training.losses import PREDICTIONS, diffuse, min_snr_weights, sample_losses
+from consist.training.losses import min_snr_weights, sample_losses
 from consist.training.parts import Parts
 from consist.training.photos import middle_view, placement
 from consist.training.samples import Album, Sample, batches, share
