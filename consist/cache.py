@@ -41,6 +41,7 @@ def describe(config: RunConfig, resolved: Mapping[str, Any]) -> dict[str, Any]:
         "model": config.model,
         "weights": versions(config.model).get(MINI),
         "loras": config.loras,
+        "embeddings": config.embeddings,
         "method": dict(config.method),
         **{name: resolved[name] for name in RESOLVED},
         "anchor prompts": config.anchor_prompts,

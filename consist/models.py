@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import (
@@ -32,6 +32,9 @@ from huggingface_hub import CacheNotFound, scan_cache_dir
 from safetensors import SafetensorError, safe_open
 
 from consist.errors import ConsistError, unknown
+from consist.training.files import MODELS, Lora, read_lora
+from consist.training.layouts import diffusers_header, diffusers_tensors
+from consist.training.naming import UNET
 
 Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 
@@ -228,19 +231,58 @@ def set_scheduler(pipe: Pipeline, name: str) -> None:
 
 
 def add_loras(pipe: Pipeline, given: tuple[str, ...]) -> None:
-    """Loads LoRA files, each given as ``FILE`` or ``FILE:WEIGHT``, and weighs them."""
+    """Loads LoRA files, each given as ``FILE`` or ``FILE:WEIGHT``, and weighs them.
+
+    Raises:
+        ConsistError: One is missing, damaged, no LoRA, or for another model.
+    """
     weights: dict[str, float] = {}
     for number, text in enumerate(given):
         name, weight = split_weight(text)
-        path = Path(name)
-        if path.suffix != ".safetensors" or not path.is_file():
-            raise ConsistError(f"LoRA {name} is not a .safetensors file")
-        adapter = f"lora_{number}"
+        lora = read_lora(Path(name))
+        check_lora(pipe, lora)
         with plain_errors(f"LoRA {name}"):
-            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=adapter)
-        weights[adapter] = weight
+            load_lora(pipe, lora, f"lora_{number}")
+        weights[f"lora_{number}"] = weight
     if weights:
         pipe.set_adapters(list(weights), list(weights.values()))
+
+
+def check_lora(pipe: Pipeline, lora: Lora) -> None:
+    """Makes sure that a LoRA is for models such as this one, as far as it tells.
+
+    Raises:
+        ConsistError: It is for prompts of another width, or a text encoder that is not there, or
+            it is a DoRA in part, which no adapter of peft is.
+    """
+    if len({update.magnitude is None for update in lora.modules.values()}) > 1:
+        raise ConsistError(f"{lora.name} is a DoRA in a part of its modules; all or none must be")
+    width = pipe.unet.config.cross_attention_dim
+    found = lora.prompt_width or width
+    absent = [n for n, count in lora.counts.items() if count and getattr(pipe, n, None) is None]
+    if found != width or absent:
+        names = [MODELS.get(wide, (f"prompts {wide} wide",))[0] for wide in (found, width)]
+        what = f"it has a {absent[0]}" if absent else f"{names[0]}, not {names[1]}"
+        raise ConsistError(f"{lora.name} is for another base model: {what}")
+
+
+def load_lora(pipe: Pipeline, lora: Lora, adapter: str) -> None:
+    """Gives a pipeline a LoRA as an adapter, with rank, alpha and DoRA of each of its modules.
+
+    ``load_lora_weights`` takes one alpha for all modules of a Kohya file, and drops its DoRA; what
+    it does with a file of its own layout is right.
+    """
+    tensors = dict(diffusers_tensors(lora.modules))
+    header = json.loads(diffusers_header(lora.modules))
+    options: dict[str, Any] = {"adapter_name": adapter, "metadata": header, "_pipeline": pipe}
+    for component in [name for name, count in lora.counts.items() if count]:
+        model = getattr(pipe, component)
+        if component == UNET:
+            pipe.load_lora_into_unet(tensors, None, model, low_cpu_mem_usage=True, **options)
+        else:
+            pipe.load_lora_into_text_encoder(
+                tensors, None, model, prefix=component, low_cpu_mem_usage=True, **options
+            )
 
 
 def split_weight(text: str) -> tuple[str, float]:

@@ -13,7 +13,8 @@ from typing import Any
 from consist.errors import ConsistError
 from consist.masks import SubjectTokens
 
-WORD = re.compile(r"[\w'-]+|[^\w\s]")
+# also those of Textual Inversion, <my-cat>, whose further tokens are <my-cat>_1 and so on
+WORD = re.compile(r"<[\w-]+>(?:_\d+)?|[\w'-]+|[^\w\s]")
 # words that no noun phrase goes on behind
 BREAKS = {
     *("a", "an", "the", "this", "that", "these", "those", "some"),
@@ -134,7 +135,8 @@ def _end_of(prompt: str, phrase: str) -> int:
 
 
 def _breaks(word: str) -> bool:
-    return word in BREAKS or not word[0].isalnum()
+    learned = word.startswith("<") and len(word) > 1
+    return word in BREAKS or not (word[0].isalnum() or learned)
 
 
 def _positions(tokenizer: Any, prompt: str, phrase: str) -> tuple[int, ...]:
@@ -153,4 +155,5 @@ def _positions(tokenizer: Any, prompt: str, phrase: str) -> tuple[int, ...]:
 
 
 def _ends_word(tokenizer: Any, token: str) -> bool:
-    return token.endswith("</w>") or token == tokenizer.bos_token
+    # what was added to a vocabulary is a word, or the start of the text
+    return token.endswith("</w>") or token in tokenizer.get_added_vocab()

@@ -6,6 +6,7 @@ It must not draw.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from consist.backend import choose
@@ -13,7 +14,7 @@ from consist.config import RunConfig
 from consist.errors import ConsistError
 from consist.masks import SubjectTokens
 from consist.methods import build
-from consist.methods.method import Masked, Method, Prompting
+from consist.methods.method import Method, Prompting, reads_words
 from consist.models import MINI, Model, Pipeline, add_loras, set_scheduler
 from consist.phrases import find_subject
 from consist.prompting import identity_tokens
@@ -48,7 +49,7 @@ def prepare(model: Model, config: RunConfig) -> Settings:
     check_prompts(pipe, (*config.prompts, config.negative))
     subject_tokens(pipe, config, build(config.method))
     if config.model == MINI:
-        warn_of_new_words(config.prompts)
+        warn_of_new_words(config.prompts, pipe.tokenizer.get_added_vocab())
     pipe.vae.enable_slicing()
     native = pipe.unet.config.sample_size * pipe.vae_scale_factor
     width, height = config.width or native, config.height or native
@@ -78,7 +79,8 @@ def check_prompts(pipe: Pipeline, prompts: tuple[str, ...]) -> None:
     tokenizer = pipe.tokenizer
     limit = tokenizer.model_max_length
     for prompt in prompts:
-        tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        text = pipe.maybe_convert_prompt(prompt, tokenizer)
+        tokens = tokenizer(text, truncation=False, verbose=False).input_ids
         if len(tokens) > limit:
             lost = tokenizer.decode(tokens[limit - 1 : -1]).strip()
             raise ConsistError(
@@ -87,14 +89,14 @@ def check_prompts(pipe: Pipeline, prompts: tuple[str, ...]) -> None:
             )
 
 
-def warn_of_new_words(prompts: tuple[str, ...]) -> None:
-    """Logs the words that `mini` has never seen, and what it knows."""
+def warn_of_new_words(prompts: tuple[str, ...], learned: Collection[str] = ()) -> None:
+    """Logs the words that `mini` has never seen nor ``learned`` since, and what it knows."""
     from consist.mini.world import vocabulary
 
     topics = vocabulary()
     known = {word for names in topics.values() for name in names for word in name.split()}
     words = {w for prompt in prompts for w in prompt.lower().replace(",", " ").split()}
-    if new := sorted(words - known):
+    if new := sorted(words - known - set(learned)):
         knows = "; ".join(f"{topic}: {', '.join(names)}" for topic, names in topics.items())
         log.warning("mini has never seen %s. It knows %s", ", ".join(map(repr, new)), knows)
 
@@ -103,6 +105,11 @@ def subject_tokens(pipe: Pipeline, config: RunConfig, method: Method) -> Subject
     """Where each prompt of the run names the subject, for a method that must be told."""
     if isinstance(method, Prompting):
         return identity_tokens(pipe, config.prompts, method)
-    if not isinstance(method, Masked):
+    if not reads_words(method):
         return None
-    return find_subject(pipe.tokenizer, config.prompts, method.subject)
+    # a word of several vectors is several tokens
+    prompts, subject = (
+        pipe.maybe_convert_prompt(list(texts), pipe.tokenizer)
+        for texts in (config.prompts, method.subject)
+    )
+    return find_subject(pipe.tokenizer, prompts, subject)

@@ -53,7 +53,8 @@ def find_isolated(source: RunFolder, config: RunConfig) -> str | None:
         return None
     other = source.read_config()
     ours, theirs = identity(config), identity(other)
-    if any(ours[name] != theirs[name] for name in ours.keys() - INDIFFERENT):
+    names = (ours.keys() | theirs.keys()) - INDIFFERENT
+    if any(ours.get(name) != theirs.get(name) for name in names):
         return None
     if not has_weights_of(source, config):
         return None

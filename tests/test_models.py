@@ -87,6 +87,59 @@ def test_a_lora_of_diffusers_changes_the_pictures(folders, tmp_path):
     assert (latents(path) - latents(None)).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_kohya_lora_has_the_alpha_of_each_layer_and_its_dora(folders, tmp_path, dora):
+    """diffusers' own reading takes one alpha for all layers, and drops the magnitudes."""
+    pipe, path = load(str(folders / "sd")).pipe, tmp_path / "kohya.safetensors"
+    plain = {n: m.weight.clone() for n, m in pipe.unet.named_modules() if n.endswith("to_q")}
+    generator = torch.Generator().manual_seed(0)
+    tensors, deltas, magnitudes = {}, {}, {}
+    for number, (name, weight) in enumerate(plain.items()):
+        key = f"lora_unet_{name.replace('.', '_')}"
+        down, up = torch.randn(4, 32, generator=generator), torch.randn(32, 4, generator=generator)
+        down, up = down[:, :1].repeat(1, weight.shape[1]), up[:1].repeat(weight.shape[0], 1)
+        tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+        tensors[f"{key}.alpha"] = torch.tensor(float(number))
+        deltas[name] = (number or 4) / 4 * up @ down
+        if dora:
+            magnitudes[name] = torch.rand(len(weight), 1, generator=generator)
+            tensors[f"{key}.dora_scale"] = magnitudes[name]
+    save_file(tensors, path)
+    add_loras(pipe, (str(path),))
+    pipe.fuse_lora()
+    for name, weight in plain.items():
+        expected = weight + deltas[name]
+        if name in magnitudes:
+            expected = magnitudes[name] * expected / expected.norm(dim=1, keepdim=True)
+        found = pipe.unet.get_submodule(name).base_layer.weight
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert len(plain) > 2
+    if dora:
+        del tensors[f"{key}.dora_scale"]
+        save_file(tensors, path)
+        with pytest.raises(ConsistError, match="is a DoRA in a part of its modules"):
+            add_loras(pipe, (str(path),))
+
+
+def test_a_lora_for_another_model_is_refused(sd_pipe, sdxl_pipe, tmp_path):
+    attention = "mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    for pipe, key, width, sentence in (
+        (
+            sd_pipe,
+            f"lora_unet_{attention}",
+            2048,
+            "is for another base model: SDXL, not prompts 32",
+        ),
+        (sd_pipe, "lora_te2_text_model_encoder_layers_0_mlp_fc1", 32, "it has a text_encoder_2"),
+        (sdxl_pipe, f"lora_unet_{attention}", 768, "SD 1.x, not prompts 64 wide"),
+    ):
+        path = tmp_path / "other.safetensors"
+        down, up = torch.ones(2, width), torch.ones(32, 2)
+        save_file({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}, path)
+        with pytest.raises(ConsistError, match=sentence):
+            add_loras(pipe, (str(path),))
+
+
 def test_reads_lora_weights():
     assert split_weight("a.safetensors") == ("a.safetensors", 1.0)
     assert split_weight("a.safetensors:0.5") == ("a.safetensors", 0.5)
@@ -172,10 +225,10 @@ def test_a_hub_model_without_network_is_one_sentence():
 
 def test_refuses_other_loras(tmp_path):
     pipe = load("mini").pipe
-    with pytest.raises(ConsistError, match=r"is not a .safetensors file"):
+    with pytest.raises(ConsistError, match=r"there is no file .*missing\.safetensors"):
         add_loras(pipe, (str(tmp_path / "missing.safetensors"),))
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ConsistError, match=r"LoRA .* cannot be loaded"):
+    with pytest.raises(ConsistError, match=r"is not a LoRA: none of its tensors"):
         add_loras(pipe, (str(tmp_path / "other.safetensors"),))
 
 

@@ -88,7 +88,7 @@ def show_recipe(subject: Subject) -> None:
     for path in subject.pictures:
         say(f"given picture  {path}")
     names = ("model", "method", "steps", "guidance", "width", "height", "scheduler", "loras")
-    for name in (*names, "negative"):
+    for name in (*names, "embeddings", "negative"):
         value = getattr(config, name)
         if value:
             say(f"{name}  {json.dumps(value) if isinstance(value, dict) else value}")

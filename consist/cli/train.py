@@ -9,13 +9,15 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, TaskID, TextColumn
 
-from consist.cli import finetune
+from consist.cli import finetune, inversion
 from consist.cli.console import err, out, plain_failures
 from consist.cli.token import token
 
 app = typer.Typer(help="Train models.", no_args_is_help=True)
 app.command()(finetune.lora)
 app.command()(finetune.dreambooth)
+app.command()(inversion.textual_inversion)
+app.command()(inversion.pivotal)
 app.command("token")(token)
 
 

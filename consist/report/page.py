@@ -121,7 +121,7 @@ def _work(runs: Sequence[Run], sets: int) -> Iterator[tuple[str, str]]:
 def _settings(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
     """What runs agree on, or all that they say."""
     settings = [run.settings for run in runs]
-    for name in ("model", "steps", "guidance", "negative", "loras"):
+    for name in ("model", "steps", "guidance", "negative", "loras", "embeddings"):
         yield name, _agreed(one[name] for one in settings)
     schedulers = [one["scheduler"] or "" for one in settings]
     yield "scheduler", _agreed(name.removesuffix("Scheduler") for name in schedulers)

@@ -85,7 +85,10 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """All that makes runs comparable where it is the same: everything but the set itself."""
         known = {**self.config, **self.resolved}
-        names = ("model", "steps", "guidance", "scheduler", "width", "height", "negative", "loras")
+        names = (
+            *("model", "steps", "guidance", "scheduler", "width", "height"),
+            *("negative", "loras", "embeddings"),
+        )
         options = {name: value for name, value in self.options.items() if name != "subject"}
         return {"method": self.method, **options, **{name: known.get(name) for name in names}}
 

@@ -1,4 +1,4 @@
-"""What is trained of a pipeline: a LoRA beside its weights, or the weights themselves.
+"""What is trained of a pipeline: a LoRA beside its weights, the weights themselves, or a word.
 
 It must not know photos nor losses.
 """
@@ -16,7 +16,14 @@ from peft import LoraConfig
 from torch import nn
 
 from consist.models import DTYPES, Pipeline
-from consist.training.recipe import BASE_MODEL, LORA, TrainConfig
+from consist.training.recipe import (
+    BASE_MODEL,
+    DREAMBOOTH,
+    LORA,
+    TEXTUAL_INVERSION,
+    TrainConfig,
+)
+from consist.words import WordEmbedding, pairs
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
@@ -29,7 +36,7 @@ class Parts:
     smaller than the weights can tell. The autoencoder is float32 too: SDXL's overflows in float16.
 
     Args:
-        pipe: It is changed.
+        pipe: It is changed. For Textual Inversion it has the word already.
         config: With nothing left open.
     """
 
@@ -37,16 +44,19 @@ class Parts:
         self.pipe = pipe
         self.config = config
         self.dtype = DTYPES[config.precision]
-        names = ["unet", *(text_encoders(pipe) if config.text_encoder else [])]
+        unet = ["unet"] if config.kind != TEXTUAL_INVERSION else []
+        names = unet + (text_encoders(pipe) if config.text_encoder or not unet else [])
         self.trained: dict[str, Any] = {name: getattr(pipe, name) for name in names}
         self.copies: dict[str, Any] = {}
-        whole = {"vae", *(names if config.kind != LORA else [])}
+        whole = {"vae", *(names if config.kind == DREAMBOOTH else [])}
         for name, module in pipe.components.items():
             if isinstance(module, nn.Module):
                 module.requires_grad_(False)
                 module.to(torch.float32 if name in whole else self.dtype)
         if config.kind == LORA:
             self._add_adapters()
+        elif config.kind == TEXTUAL_INVERSION:
+            self._free_words()
         else:
             self._free_weights()
         if config.gradient_checkpointing:
@@ -68,6 +78,11 @@ class Parts:
                 module.add_adapter(adapter, "default")
         cast_training_params(list(self.trained.values()), torch.float32)
 
+    def _free_words(self) -> None:
+        for word in self.words:
+            word.vectors.requires_grad_(True)
+        cast_training_params(list(self.trained.values()), torch.float32)
+
     def _free_weights(self) -> None:
         if self.config.with_prior and self.config.prior == BASE_MODEL:
             for name, module in self.trained.items():
@@ -76,7 +91,8 @@ class Parts:
             module.requires_grad_(True)
 
     def _save_memory(self) -> None:
-        for name, module in self.trained.items():
+        # gradients of a word pass through the UNet as well
+        for name, module in {**self.trained, "unet": self.pipe.unet}.items():
             # transformers heeds it only in training mode; no model here has any dropout
             module.train()
             if name == "unet":
@@ -92,9 +108,14 @@ class Parts:
         return set(self.trained) == {"unet"}
 
     @property
+    def words(self) -> list[WordEmbedding]:
+        """What holds the vectors of the word that is learned, one for each text encoder."""
+        return [module.get_input_embeddings() for module in self.trained.values()]
+
+    @property
     def unet_parameters(self) -> dict[str, nn.Parameter]:
         """What is trained of the UNet, by dotted names."""
-        return trainable("unet", self.trained["unet"])
+        return trainable("unet", self.pipe.unet)
 
     @property
     def text_parameters(self) -> dict[str, nn.Parameter]:
@@ -137,8 +158,7 @@ class Parts:
 
 def text_encoders(pipe: Pipeline) -> list[str]:
     """The names of a pipeline's text encoders."""
-    names = ("text_encoder", "text_encoder_2")
-    return [name for name in names if getattr(pipe, name, None) is not None]
+    return [encoder for _, encoder in pairs(pipe)]
 
 
 def trainable(prefix: str, module: nn.Module) -> dict[str, nn.Parameter]:

@@ -6,6 +6,7 @@ It must not know torch, photos or the disk.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from consist.errors import ConsistError, unknown
 
-LORA, DREAMBOOTH = KINDS = ("lora", "dreambooth")
+LORA, DREAMBOOTH, TEXTUAL_INVERSION = KINDS = ("lora", "dreambooth", "textual-inversion")
 NO_PRIOR, CLASS_IMAGES, BASE_MODEL = PRIORS = ("none", "images", "base")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
 SCHEDULES = (
@@ -31,10 +32,12 @@ class Suited:
     lr: float
     batch_size: int = 1
     class_images: int = 100
+    vectors: int = 1  # as in arXiv:2208.01618
 
 
 # by kind and family of models. SD: arXiv:2208.12242 has 5e-6 and about 1000 steps for DreamBooth;
-# 1e-4 is the usual rate of LoRA
+# 1e-4 is the usual rate of LoRA; for Textual Inversion, diffusers' recipe has 3000 steps of 4
+# photos at 4 x 5e-4, where arXiv:2208.01618, section 4, has 5000 steps of 8
 SUITED = {
     (LORA, "sd"): Suited(steps=800, lr=1e-4),
     (LORA, "sdxl"): Suited(steps=800, lr=1e-4),
@@ -42,11 +45,19 @@ SUITED = {
     (DREAMBOOTH, "sd"): Suited(steps=1000, lr=5e-6),
     (DREAMBOOTH, "sdxl"): Suited(steps=1000, lr=2e-6),
     (DREAMBOOTH, "mini"): Suited(steps=300, lr=2e-4, batch_size=4, class_images=20),
+    (TEXTUAL_INVERSION, "sd"): Suited(steps=3000, lr=2e-3, batch_size=4),
+    (TEXTUAL_INVERSION, "sdxl"): Suited(steps=3000, lr=2e-3, batch_size=4),
+    (TEXTUAL_INVERSION, "mini"): Suited(steps=150, lr=2e-2, batch_size=4, vectors=4),
 }
 TEXT_SHARE = 0.1  # of the rate, for a text encoder's LoRA
+# brackets keep a new word apart from all others, and small letters from the tokenizer's rewriting
+WORD = re.compile(r"<[a-z0-9_-]+>")
 
 # says how a training is computed, or for how long it is kept, but not what it gives
-INDIFFERENT = {"out", "device", "accumulate", "gradient_checkpointing", "checkpoint_every", "keep"}
+INDIFFERENT = {
+    *("out", "device", "accumulate", "gradient_checkpointing", "checkpoint_every", "keep"),
+    *("sample_prompts", "sample_every", "tensorboard"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +70,15 @@ class TrainConfig:
 
     kind: str  # of KINDS
     photos: str  # a folder of photos, or of a run
-    out: str  # the LoRA's .safetensors file, or the folder of the DreamBooth model
+    out: str  # the .safetensors file, or the folder of the DreamBooth model
     prompt: str = ""  # for photos without a caption, such as "a xyz cat"
     class_prompt: str = ""  # what the subject is one of: "a cat"
     from_run: bool = False  # photos is a run, whose prompts are the captions
+    token: str = ""  # the new word that is learned, such as "<my-cat>"
+    init: str = ""  # known words, from the mean of whose vectors it begins: "cat"
+    vectors: int | None = None  # tokens that it stands for
+    layout: str | None = None  # of its file: one of consist.training.embeddings
+    embedding: str = ""  # a file of a word that captions say, beside which a LoRA is trained
     model: str = "mini"  # name, hub id, folder or .safetensors file
     steps: int | None = None  # at least 1
     lr: float | None = None  # more than 0
@@ -91,6 +107,9 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     checkpoint_every: int = 100  # steps
     keep: int = 1  # checkpoints
+    sample_prompts: tuple[str, ...] = ()  # drawn now and then with what is learned so far
+    sample_every: int | None = None  # steps
+    tensorboard: bool = False  # curves and sample pictures are written for it
     seed: int = 0
     device: str = "auto"
 
@@ -107,8 +126,9 @@ class TrainConfig:
         for name, low, high in RANGES:
             check_range(name, getattr(self, name), low, high)
         self._check_prompts()
-        if (self.kind == LORA) != (Path(self.out).suffix == ".safetensors"):
-            wanted = "a .safetensors file" if self.kind == LORA else "a folder"
+        self._check_word()
+        if self.writes_file != (Path(self.out).suffix == ".safetensors"):
+            wanted = "a .safetensors file" if self.writes_file else "a folder"
             raise ConsistError(f"{self.kind} writes {wanted}, not {self.out}")
         if self.warmup and self.schedule == "constant":
             raise ConsistError("a constant schedule has no warmup; take constant_with_warmup")
@@ -123,12 +143,44 @@ class TrainConfig:
                 f"the prompt and the class prompt are both {self.prompt!r}; the prompt needs a "
                 "word of its own for the subject, such as 'a xyz cat'"
             )
+        if not all(prompt.strip() for prompt in self.sample_prompts):
+            raise ConsistError("a sample prompt is empty")
+        if self.sample_every and not self.sample_prompts:
+            raise ConsistError(
+                f"pictures every {self.sample_every} steps need a sample prompt, such as "
+                "'a xyz cat in Paris'"
+            )
+
+    def _check_word(self) -> None:
+        if self.embedding and self.kind != LORA:
+            raise ConsistError(f"only a lora is trained beside an embedding, not {self.kind}")
+        if self.kind != TEXTUAL_INVERSION:
+            return
+        if not WORD.fullmatch(self.token):
+            raise ConsistError(
+                "a token is one new word of small letters, digits, - and _ in angle brackets, such "
+                f"as '<my-cat>', not {self.token!r}"
+            )
+        if not self.init.strip():
+            raise ConsistError(f"{self.token} needs known words to begin from: init, such as 'cat'")
+        if self.prompt and self.token not in self.prompt:
+            raise ConsistError(f"the prompt {self.prompt!r} does not say {self.token}")
+        if self.text_encoder or self.with_prior:
+            raise ConsistError(
+                f"{self.kind} changes nothing but its word: it trains no text encoder, and what "
+                "else there is needs no prior"
+            )
+
+    @property
+    def writes_file(self) -> bool:
+        """Whether the result is one file, beside the model that it is for."""
+        return self.kind != DREAMBOOTH
 
     @property
     def work_folder(self) -> Path:
         """Where checkpoints lie, and what was computed once."""
         out = Path(self.out)
-        return out.with_name(f"{out.stem if self.kind == LORA else out.name}.training")
+        return out.with_name(f"{out.stem if self.writes_file else out.name}.training")
 
     @property
     def with_prior(self) -> bool:
@@ -154,6 +206,7 @@ RANGES = (
     ("lr", 1e-12, 10),
     ("text_lr", 1e-12, 10),
     ("rank", 1, 1024),
+    ("vectors", 1, 64),
     ("alpha", 1e-6, 1e6),
     ("batch_size", 1, 10_000),
     ("accumulate", 1, 10_000),
@@ -166,6 +219,7 @@ RANGES = (
     ("warmup", 0, 10_000_000),
     ("ema", 0, 1),
     ("checkpoint_every", 1, 10_000_000),
+    ("sample_every", 1, 10_000_000),
     ("keep", 1, 10_000),
     ("seed", 0, 2**63 - 1),
 )
