@@ -8,6 +8,7 @@ _PUBLIC = {
     "Isolated": "consist.methods.isolated",
     "Shared": "consist.methods.spectral",
     "Spectral": "consist.methods.spectral",
+    "Matched": "consist.methods.matched",
     "Sdsa": "consist.methods.sdsa",
     "Consistory": "consist.methods.consistory",
     "OnePrompt": "consist.methods.one_prompt",
@@ -22,7 +23,10 @@ _PUBLIC = {
     "redo": "consist.more",
     "take_subject": "consist.more",
     "with_references": "consist.references",
+    "new_words": "consist.words",
     "Subject": "consist.subject",
+    "finetune": "consist.training.finetune",
+    "TrainConfig": "consist.training.recipe",
 }
 __all__ = list(_PUBLIC)
 

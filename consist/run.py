@@ -28,6 +28,7 @@ FORMAT = 1
 SHARED = ""
 ISOLATED = "isolated"
 ROWS = (SHARED, ISOLATED)
+COLUMNS = 5  # of a grid
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,7 @@ class RunFolder:
 
     def write_picture(self, index: int, row: str, image: Image.Image, text: dict[str, str]) -> None:
         """Writes one picture with ``text`` in its PNG text chunks."""
-        path = self.picture_path(index, row)
-        info = PngInfo()
-        for key, value in text.items():
-            info.add_itxt(key, value)
-        write_atomically(path, lambda file: image.save(file, "PNG", pnginfo=info))
+        write_png(self.picture_path(index, row), image, text)
 
     def read_picture(self, index: int, row: str = SHARED) -> Image.Image:
         """The pixels of a picture, mode RGB."""
@@ -147,8 +144,10 @@ def identity(config: RunConfig) -> dict[str, Any]:
     """
     settings = {**config.to_json(), "compare": False, "cache": bool(config.cache)}
     plain: dict[str, Any] = json.loads(json.dumps(settings))
-    # only runs that name their anchors have them: others keep the folders that they had
-    return {k: v for k, v in plain.items() if v or not k.startswith(("anchor_", "cache"))}
+    # only runs that name their anchors have them, and few have embeddings: others keep the folders
+    # that they had
+    late = ("anchor_", "cache", "embeddings")
+    return {k: v for k, v in plain.items() if v or not k.startswith(late)}
 
 
 def default_folder(config: RunConfig, root: Path = Path("runs")) -> Path:
@@ -189,13 +188,40 @@ def _umask() -> int:
     return mask
 
 
+def write_png(path: Path, image: Image.Image, text: dict[str, str]) -> None:
+    """Writes a picture with ``text`` in its PNG text chunks, in full or not at all."""
+    info = PngInfo()
+    for key, value in text.items():
+        info.add_itxt(key, value)
+    write_atomically(path, lambda file: image.save(file, "PNG", pnginfo=info))
+
+
 def draw_grid(rows: dict[str, list[Image.Image]], captions: list[str]) -> Image.Image:
     """One labeled picture of all: a row per method, a column per prompt.
+
+    More than ``COLUMNS`` prompts go on below.
 
     Args:
         rows: Pictures by the label of their row; every row has one per caption.
         captions: Text above each column.
     """
+    bands = [
+        draw_band(
+            {label: images[start : start + COLUMNS] for label, images in rows.items()},
+            captions[start : start + COLUMNS],
+        )
+        for start in range(0, len(captions), COLUMNS)
+    ]
+    size = (max(band.width for band in bands), sum(band.height for band in bands))
+    grid, top = Image.new("RGB", size, "white"), 0
+    for band in bands:
+        grid.paste(band, (0, top))
+        top += band.height
+    return grid
+
+
+def draw_band(rows: dict[str, list[Image.Image]], captions: list[str]) -> Image.Image:
+    """A grid of which all columns stand side by side; arguments as for ``draw_grid``."""
     cell = max(192, *(side for row in rows.values() for image in row for side in image.size))
     letter, gap = max(13, cell // 18), max(4, cell // 48)
     font = ImageFont.load_default(letter)

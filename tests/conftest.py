@@ -16,6 +16,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -149,3 +150,37 @@ def model_for():
     """Gives `mini`, loaded once a module, for the argument of that name."""
     model = load_model(RunConfig(prompts=("a cat",), seeds=(0,)))
     return lambda config: model
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of three pictures of noise, of different shapes."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, size in enumerate(((16, 16), (20, 16), (16, 40))):
+        noise = torch.randint(
+            256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(index)
+        )
+        Image.fromarray(noise.byte().numpy()).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(sd_pipe):
+    """``sd_pipe`` with a UNet of two blocks, for tests that take many steps."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D",),
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=sd_pipe.unet.config.cross_attention_dim,
+        norm_num_groups=4,
+    ).eval()
+    parts = {**sd_pipe.components, "unet": unet}
+    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -6,77 +6,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from trainings import assert_same, config_of, fresh, last_tensors, model_of, seeded
 
 from consist.errors import ConsistError
 from consist.models import Defaults, Model, load
 from consist.training import checkpoints, encoding
-from consist.training.checkpoints import read_checkpoint
 from consist.training.denoising import Denoising
 from consist.training.finetune import choose_albums, choose_photos, finetune
 from consist.training.parts import Parts
 from consist.training.photos import View
-from consist.training.recipe import TrainConfig, differences, remedies
+from consist.training.recipe import differences, remedies
 from consist.training.samples import batches, share
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index, size in enumerate(((16, 16), (20, 16), (16, 40))):
-        noise = torch.randint(256, (size[1], size[0], 3), generator=seeded(index))
-        Image.fromarray(noise.byte().numpy()).save(folder / f"{index}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tiny(sd_pipe):
-    """The pipeline of the other tests with a UNet of two blocks: many steps are taken here."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        mid_block_type=None,
-        up_block_types=("CrossAttnUpBlock2D",),
-        layers_per_block=1,
-        attention_head_dim=2,
-        cross_attention_dim=sd_pipe.unet.config.cross_attention_dim,
-        norm_num_groups=4,
-    ).eval()
-    parts = {**sd_pipe.components, "unet": unet}
-    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def fresh(pipe):
-    """A pipeline of the same weights that may be changed."""
-    parts = {name: copy.deepcopy(part) for name, part in pipe.components.items()}
-    is_sd = "safety_checker" in parts
-    made = type(pipe)(**parts, **({"requires_safety_checker": False} if is_sd else {}))
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
-def model_of(pipe):
-    return lambda config, device: Model(fresh(pipe), Defaults(steps=1, guidance=1.0))
-
-
-def config_of(photos, kind="lora", out="cat.safetensors", **changes):
-    given = {"prompt": "a xyz cat", "model": "tiny", "steps": 12, "lr": 1e-2, "rank": 2}
-    given |= {"batch_size": 2, "class_images": 2, "device": "cpu", **changes}
-    return TrainConfig(kind=kind, photos=str(photos), out=str(photos.parent / out), **given)
 
 
 def denoising_of(config, pipe):
@@ -88,17 +32,6 @@ def denoising_of(config, pipe):
     denoising = Denoising(parts, albums, config.work_folder / "latents", CPU)
     denoising.prepare()
     return denoising, parts
-
-
-def last_tensors(config):
-    (path,) = checkpoints.checkpoints(config.work_folder)
-    return read_checkpoint(path)[0]
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        assert torch.equal(tensor, other[name]), name
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,9 @@ from consist.training.recipe import CLASS_IMAGES, DREAMBOOTH, LORA, NO_PRIOR, Tr
 
 PRIOR = "What keeps the class as it was"
 PHOTOS = "Photos"
+SEEING = "Seeing how it goes"
 LEARNING = "Learning"
+GOES_ON = "The last checkpoint is kept; the same command continues."
 
 Photos = Annotated[
     Path | None, typer.Argument(help="A folder of photos of one subject, 3 to 20 of them.")
@@ -108,6 +110,26 @@ Checkpointing = Annotated[
 ]
 Every = Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=WHERE)]
 Keep = Annotated[int, typer.Option(help="Checkpoints that are kept.", rich_help_panel=WHERE)]
+SamplePrompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sample-prompt",
+        help="Draw this now and then, into NAME.training/samples; may be repeated.",
+        rich_help_panel=SEEING,
+    ),
+]
+SampleEvery = Annotated[
+    int | None,
+    typer.Option(help="Steps between sample pictures; by default 100.", rich_help_panel=SEEING),
+]
+Tensorboard = Annotated[
+    bool,
+    typer.Option(
+        "--tensorboard",
+        help="Write curves and sample pictures into NAME.training/tensorboard.",
+        rich_help_panel=SEEING,
+    ),
+]
 
 
 def lora(
@@ -117,6 +139,9 @@ def lora(
     out: Out = None,
     from_run: FromRun = None,
     model: ModelName = "mini",
+    embedding: Annotated[
+        str, typer.Option(help="A file with a word that captions say; it stays as it is.")
+    ] = "",
     steps: StepCount = None,
     lr: Rate = None,
     rank: Annotated[int, typer.Option(help="Of the updates.", rich_help_panel=LEARNING)] = 16,
@@ -150,6 +175,9 @@ def lora(
     gradient_checkpointing: Checkpointing = False,
     checkpoint_every: Every = 100,
     keep: Keep = 1,
+    sample_prompts: SamplePrompts = None,
+    sample_every: SampleEvery = None,
+    tensorboard: Tensorboard = False,
 ) -> None:
     """Learn a subject from photos, as a small file beside the model.
 
@@ -191,6 +219,9 @@ def dreambooth(
     gradient_checkpointing: Checkpointing = False,
     checkpoint_every: Every = 100,
     keep: Keep = 1,
+    sample_prompts: SamplePrompts = None,
+    sample_every: SampleEvery = None,
+    tensorboard: Tensorboard = False,
 ) -> None:
     """Learn a subject from photos, as a model of its own: all of the UNet is trained.
 
@@ -202,38 +233,44 @@ def dreambooth(
 
 
 def train(kind: str, given: dict[str, Any]) -> None:
+    """Trains what the options of a command say."""
+    with plain_failures(GOES_ON):
+        show_training(read_config(kind, given))
+
+
+def show_training(config: TrainConfig) -> None:
     """Trains behind a progress bar, and says where the result is."""
-    with plain_failures("The last checkpoint is kept; the same command continues."):
-        config = read_config(kind, given)
-        # of several processes, one tells
-        hidden = os.environ.get("RANK", "0") != "0"
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=err, transient=True, disable=hidden) as progress:
-            task: TaskID = progress.add_task("loading", total=None, state="")
+    # of several processes, one tells
+    hidden = os.environ.get("RANK", "0") != "0"
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=hidden) as progress:
+        task: TaskID = progress.add_task("loading", total=None, state="")
 
-            def watch(step: int, steps: int, loss: float) -> None:
-                state = f"loss {loss:.4f}, {progress.tasks[task].speed or 0:.1f} steps/s"
-                progress.update(
-                    task, description="training", completed=step, total=steps, state=state
-                )
+        def watch(step: int, steps: int, loss: float) -> None:
+            state = f"loss {loss:.4f}, {progress.tasks[task].speed or 0:.1f} steps/s"
+            progress.update(
+                task,
+                description=f"training {config.kind}",
+                completed=step,
+                total=steps,
+                state=state,
+            )
 
-            def watch_drawing(done: float, count: int) -> None:
-                progress.update(
-                    task, description="drawing the class", completed=int(done), total=count
-                )
+        def watch_drawing(done: float, count: int) -> None:
+            progress.update(task, description="drawing the class", completed=int(done), total=count)
 
-            from consist.training.finetune import finetune
+        from consist.training.finetune import finetune
 
-            hide_loading_bars()
-            written = finetune(config, watch, watch_drawing)
-        if not hidden:
-            say(f"{written}")
+        hide_loading_bars()
+        written = finetune(config, watch, watch_drawing)
+    if not hidden:
+        say(f"{written}")
 
 
 def read_config(kind: str, given: dict[str, Any]) -> TrainConfig:
@@ -241,10 +278,12 @@ def read_config(kind: str, given: dict[str, Any]) -> TrainConfig:
     photos, run = given.pop("photos"), given.pop("from_run")
     if bool(photos) == bool(run):
         raise ConsistError("give either a folder of photos or --from-run")
-    prior = given.pop("prior")
+    prior = given.pop("prior", NO_PRIOR)
     if prior is None:
         prior = CLASS_IMAGES if given["class_prompt"] and not run else NO_PRIOR
-    out = given.pop("out") or default_out(kind, given["prompt"], photos or run)
+    given["sample_prompts"] = tuple(given.get("sample_prompts") or ())
+    named = given.get("token") or given["prompt"]
+    out = given.pop("out") or default_out(kind, named, photos or run)
     config: dict[str, Any] = {"photos": str(photos or run), "from_run": bool(run), "out": str(out)}
     return TrainConfig(kind=kind, prior=prior, **config, **given)
 
@@ -253,4 +292,4 @@ def default_out(kind: str, prompt: str, photos: Path) -> Path:
     """A name made of the prompt, else of the photos' folder."""
     words = "".join(c if c.isalnum() else " " for c in (prompt or photos.resolve().name).lower())
     slug = "-".join(words.split())[:40].strip("-") or "subject"
-    return Path(f"{slug}.safetensors" if kind == LORA else f"{slug}-model")
+    return Path(f"{slug}-model" if kind == DREAMBOOTH else f"{slug}.safetensors")

@@ -60,8 +60,10 @@ class Denoising:
         elif preserved := [album for album in albums if album.preserved]:
             with self.parts.as_before():
                 self.texts.keep({photo.caption for album in preserved for photo in album.photos})
-        if self.parts.text_frozen and self.device.type != "cpu":
-            for name in ("text_encoder", "text_encoder_2"):
+        if self.device.type != "cpu":
+            idle = [] if self.config.random_crop else ["vae"]
+            idle += ["text_encoder", "text_encoder_2"] if self.parts.text_frozen else []
+            for name in idle:
                 if module := getattr(pipe, name, None):
                     module.to("cpu")
 

@@ -1,4 +1,4 @@
-"""Photos of a subject to a LoRA file or to a model of its own: the whole training, from Python.
+"""Photos of a subject to a LoRA, a model of its own or a new word: the whole training, from Python.
 
 One resumable call: checkpoints and what is computed once lie in a folder beside the result, and
 the same call goes on where it was stopped.
@@ -7,11 +7,10 @@ the same call goes on where it was stopped.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,12 @@ from consist.origin import peak_memory_gib, versions
 from consist.preparing import check_prompts
 from consist.run import write_atomically
 from consist.training.checkpoints import checkpoints
+from consist.training.curves import find_writer
 from consist.training.denoising import Denoising
-from consist.training.files import write_lora
-from consist.training.loop import Trainee, Watch, fit
-from consist.training.parts import Parts, text_encoders
+from consist.training.inversion import check_captions, in_templates, word_to_learn
+from consist.training.loop import Trainee, Watch, find_optimizer, fit, resume
+from consist.training.observing import observing
+from consist.training.parts import Parts
 from consist.training.photos import (
     Photo,
     bucket_sizes,
@@ -37,8 +38,17 @@ from consist.training.photos import (
     read_photos,
 )
 from consist.training.prior import Draw, class_photos
-from consist.training.recipe import CLASS_IMAGES, LORA, TrainConfig, differences, remedies
+from consist.training.recipe import (
+    CLASS_IMAGES,
+    DREAMBOOTH,
+    TEXTUAL_INVERSION,
+    TrainConfig,
+    differences,
+    remedies,
+)
+from consist.training.results import write_result
 from consist.training.samples import Album
+from consist.words import new_words
 
 FORMAT = 1
 WAIT = timedelta(hours=12)  # for the process that draws class images
@@ -51,6 +61,13 @@ def finetune(
     model_for: Callable[[TrainConfig, torch.device], Model] | None = None,
 ) -> Path:
     """Trains what a config says, and gives the file or folder that was written.
+
+    ```python
+    config = consist.TrainConfig(
+        kind="lora", photos="photos", prompt="a xyz cat", out="cat.safetensors"
+    )
+    consist.finetune(config)
+    ```
 
     Args:
         config: What to train, on what.
@@ -69,21 +86,32 @@ def finetune(
     record = check_folder(config, photos)
     if record.get("finished") and Path(config.out).exists():
         return Path(config.out)
+    find_optimizer(config.optimizer)
+    if config.tensorboard:
+        find_writer()
     model = (model_for or load_model)(config, device)
     resolved = config.suited_to(family_of(config, model))
     check_batch(resolved, state.num_processes)
-    if state.is_main_process:
-        write_record(config, photos, record, finished=False)
-    with state.main_process_first():
-        albums = choose_albums(resolved, model, photos, watch_drawing)
-    started = time.monotonic()
-    parts = learn(resolved, model, albums, device, watch if state.is_main_process else silent)
-    if state.is_main_process:
-        write_result(parts, resolved)
-        seconds = record.get("seconds", 0.0) + time.monotonic() - started
-        write_record(config, photos, {"seconds": seconds}, finished=True)
+    with words_of(resolved, model):
+        if state.is_main_process:
+            write_record(config, photos, record, finished=False)
+        with state.main_process_first():
+            albums = choose_albums(resolved, model, photos, watch_drawing)
+        started = time.monotonic()
+        parts = learn(resolved, model, albums, device, watch if state.is_main_process else silent)
+        if state.is_main_process:
+            write_result(parts, resolved)
+            seconds = record.get("seconds", 0.0) + time.monotonic() - started
+            write_record(config, photos, {"seconds": seconds}, finished=True)
     state.wait_for_everyone()
     return Path(config.out)
+
+
+def words_of(config: TrainConfig, model: Model) -> AbstractContextManager[Any]:
+    """While it runs, captions may say what is no word of the model's: what is learned or given."""
+    if config.kind == TEXTUAL_INVERSION:
+        return word_to_learn(model.pipe, config)
+    return new_words(model.pipe, [config.embedding] if config.embedding else [])
 
 
 def learn(
@@ -98,14 +126,17 @@ def learn(
         device: Of the model.
         watch: Told after each step.
     """
-    check_prompts(model.pipe, tuple(p.caption for album in albums for p in album.photos))
+    captions = [photo.caption for album in albums for photo in album.photos]
+    check_prompts(model.pipe, (*captions, *config.sample_prompts))
     try:
         parts = Parts(model.pipe, config)
         denoising = Denoising(parts, albums, config.work_folder / "latents", device)
         denoising.prepare()
         groups = [(parts.unet_parameters, config.lr), (parts.text_parameters, config.text_lr)]
         trainee = Trainee([(named, lr or 0.0) for named, lr in groups], config, device)
-        fit(trainee, denoising.losses, config.work_folder, watch)
+        resume(trainee, config.work_folder)
+        with observing(model, trainee, config, device) as observe:
+            fit(trainee, denoising.losses, config.work_folder, watch, observe)
     except torch.OutOfMemoryError as error:
         raise ConsistError(f"out of memory; {remedies(config)}") from error
     return parts
@@ -117,7 +148,8 @@ def silent(step: int, steps: int, loss: float) -> None:
 
 def load_model(config: TrainConfig, device: torch.device) -> Model:
     """Loads the model of a config; weights that are trained themselves in float32."""
-    return load(config.model, str(device), config.precision if config.kind == LORA else "float32")
+    whole = config.kind == DREAMBOOTH
+    return load(config.model, str(device), "float32" if whole else config.precision)
 
 
 def family_of(config: TrainConfig, model: Model) -> str:
@@ -131,8 +163,11 @@ def choose_photos(config: TrainConfig) -> list[Photo]:
     """The photos that a config names, with their captions."""
     folder = Path(config.photos)
     if config.from_run:
-        return photos_of_run(folder, config.prompt, config.class_prompt)
-    return read_photos(folder, config.prompt)
+        photos = photos_of_run(folder, config.prompt, config.class_prompt)
+    else:
+        photos = read_photos(folder, config.prompt or config.token)
+    check_captions(photos, config.token)
+    return photos
 
 
 def choose_albums(
@@ -148,7 +183,8 @@ def choose_albums(
     """
     resolution, multiple = grid_of(config, model)
     sizes = bucket_sizes(resolution, multiple, config.buckets)
-    albums = [Album(name="instance", photos=photos, sizes=sizes)]
+    shown = in_templates(photos, config) if config.token else photos
+    albums = [Album(name="instance", photos=shown, sizes=sizes)]
     if not config.with_prior:
         return albums
     drawn = config.prior == CLASS_IMAGES
@@ -243,30 +279,3 @@ def write_record(
 def manifest(photos: list[Photo]) -> list[dict[str, str]]:
     """What tells photos from others: names, contents and captions."""
     return [{"file": p.path.name, "digest": p.digest, "caption": p.caption} for p in photos]
-
-
-def write_result(parts: Parts, config: TrainConfig) -> None:
-    """Writes the LoRA, or the whole pipeline in float16, in full or not at all."""
-    out, pipe = Path(config.out), parts.pipe
-    if config.kind == LORA:
-        words = {
-            "base_model": config.model,
-            "rank": config.rank,
-            "alpha": config.alpha,
-            "steps": config.steps,
-            "prompt": config.prompt,
-            "class_prompt": config.class_prompt,
-            "software": f"consist {version('consist')}",
-        }
-        encoders = [getattr(pipe, name) for name in text_encoders(pipe)]
-        write_lora(out, unet=pipe.unet, text_encoders=encoders, metadata=words)
-        return
-    partial = out.with_name(f".{out.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        pipe.to("cpu", torch.float16).save_pretrained(partial)
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise ConsistError(f"{out} cannot be written: {error}") from error

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from consist.training.recipe import TrainConfig
 
 Watch = Callable[[int, int, float], None]  # steps done, steps in all, loss of the last one
 Losses = Callable[[int], Iterable[Tensor]]  # of a step: what this process adds to its loss
+Observe = Callable[[float], None]  # told the loss of a step, and free to look at the weights
 
 # modules and classes of optimizers that are no part of torch, by name
 FOREIGN = {"adamw8bit": ("bitsandbytes.optim", "AdamW8bit"), "prodigy": ("prodigyopt", "Prodigy")}
@@ -142,6 +144,19 @@ class Trainee:
             for name, shadow in zip(self.parameters, self.average.shadow_params, strict=True):
                 shadow.copy_(tensors[f"average.{name}"])
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the weights are their moving average, if there is one; then as they were."""
+        if self.average is None:
+            yield
+            return
+        self.average.store(self.parameters.values())
+        self.adopt_average()
+        try:
+            yield
+        finally:
+            self.average.restore(self.parameters.values())
+
     def adopt_average(self) -> None:
         """Puts the moving average, if there is one, in the place of the weights."""
         if self.average is not None:
@@ -149,45 +164,61 @@ class Trainee:
 
 
 def build_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimizer of a config for groups of weights, each with its rate.
+    """The optimizer of a config for groups of weights, each with its rate."""
+    made: torch.optim.Optimizer = find_optimizer(config.optimizer)(
+        groups, weight_decay=config.weight_decay
+    )
+    return made
+
+
+def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """The class of an optimizer of ``OPTIMIZERS``.
 
     Raises:
         ConsistError: It is not installed.
     """
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    module, name = FOREIGN[config.optimizer]
+    if name == "adamw":
+        return torch.optim.AdamW
+    module, kind = FOREIGN[name]
     try:
-        optimizer = getattr(importlib.import_module(module), name)
+        found: Callable[..., torch.optim.Optimizer] = getattr(importlib.import_module(module), kind)
     except ImportError:
-        package = PACKAGES[config.optimizer]
-        raise ConsistError(
-            f"optimizer {config.optimizer!r} needs {package}: pip install {package}"
-        ) from None
-    made: torch.optim.Optimizer = optimizer(groups, weight_decay=config.weight_decay)
-    return made
+        package = PACKAGES[name]
+        raise ConsistError(f"optimizer {name!r} needs {package}: pip install {package}") from None
+    return found
 
 
-def fit(trainee: Trainee, losses: Losses, folder: Path, watch: Watch) -> None:
-    """Takes all steps of a training, from its last checkpoint on; ends with the moving average.
-
-    Args:
-        trainee: New.
-        losses: Asked for each step, from 0 on.
-        folder: Of the checkpoints.
-        watch: Told after each step.
+def resume(trainee: Trainee, folder: Path) -> None:
+    """Loads the last checkpoint of a folder, if there is one.
 
     Raises:
-        ConsistError: A checkpoint is damaged or beyond the last step, or the loss is not finite.
+        ConsistError: It is damaged, or beyond the last step.
     """
-    state, steps = PartialState(), trainee.config.steps or 0
+    steps = trainee.config.steps or 0
     if found := checkpoints(folder):
         trainee.load(found[-1])
     if trainee.step > steps:
         raise ConsistError(f"{found[-1]} has taken {trainee.step} steps, more than {steps}")
+
+
+def fit(trainee: Trainee, losses: Losses, folder: Path, watch: Watch, observe: Observe) -> None:
+    """Takes the steps of a training that are left; ends with the moving average.
+
+    Args:
+        trainee: New, or resumed.
+        losses: Asked for each step, from 0 on.
+        folder: Of the checkpoints.
+        watch: Told after each step.
+        observe: Told after each step, before its checkpoint, and so of all steps that it has.
+
+    Raises:
+        ConsistError: The loss is not finite, or a checkpoint cannot be written.
+    """
+    state, steps = PartialState(), trainee.config.steps or 0
     state.wait_for_everyone()
     while trainee.step < steps:
         loss = trainee.update(losses(trainee.step))
+        observe(loss)
         due = trainee.step % trainee.config.checkpoint_every == 0 or trainee.step == steps
         if due and state.is_main_process:
             trainee.save(folder)

@@ -1,0 +1,44 @@
+"""Trainings of a few steps on a tiny pipeline, for tests; photos and the pipeline are fixtures."""
+
+import copy
+
+import torch
+
+from consist.models import Defaults, Model
+from consist.training import checkpoints
+from consist.training.checkpoints import read_checkpoint
+from consist.training.recipe import TrainConfig
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def fresh(pipe):
+    """A pipeline of the same weights that may be changed."""
+    parts = {name: copy.deepcopy(part) for name, part in pipe.components.items()}
+    is_sd = "safety_checker" in parts
+    made = type(pipe)(**parts, **({"requires_safety_checker": False} if is_sd else {}))
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def model_of(pipe):
+    return lambda config, device: Model(fresh(pipe), Defaults(steps=1, guidance=1.0))
+
+
+def config_of(photos, kind="lora", out="cat.safetensors", **changes):
+    given = {"prompt": "a xyz cat", "model": "tiny", "steps": 12, "lr": 1e-2, "rank": 2}
+    given |= {"batch_size": 2, "class_images": 2, "device": "cpu", **changes}
+    return TrainConfig(kind=kind, photos=str(photos), out=str(photos.parent / out), **given)
+
+
+def last_tensors(config):
+    (path,) = checkpoints.checkpoints(config.work_folder)
+    return read_checkpoint(path)[0]
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
