@@ -13,6 +13,7 @@ from typing import Any
 from consist.errors import ConsistError
 
 MAX_SEED = 2**63 - 1
+DEFAULT_METHOD = "matched"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class RunConfig:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]  # one per prompt, 0..2^63-1
     model: str = "mini"  # name, hub id, folder or .safetensors file
-    method: Mapping[str, Any] = field(default_factory=lambda: {"name": "spectral"})
+    method: Mapping[str, Any] = field(default_factory=lambda: {"name": DEFAULT_METHOD})
     steps: int | None = None  # at least 1
     guidance: float | None = None  # 0..100; up to 1 means no guidance
     negative: str = ""  # what the pictures should not show
@@ -34,6 +35,7 @@ class RunConfig:
     height: int | None = None  # pixels
     scheduler: str | None = None
     loras: tuple[str, ...] = ()  # FILE or FILE:WEIGHT
+    embeddings: tuple[str, ...] = ()  # files of Textual Inversion, whose words prompts may say
     device: str = "auto"
     dtype: str = "auto"
     backend: str = "auto"

@@ -33,9 +33,12 @@ from consist.preparing import Settings, prepare, subject_tokens
 from consist.prompting import conditioning
 from consist.references import Held, check_references, read_pictures
 from consist.run import ISOLATED, SHARED, RunFolder, default_folder
+from consist.spread import Spread
+from consist.words import new_words
 
 Watch = Callable[[float, int], None]  # images drawn so far (fractions count), images in all
 Load = Callable[[RunConfig], Model]  # gives the model of a config, ready to be fitted to it
+Draw = Callable[..., list[Image.Image]]  # takes the first six arguments of ``draw``, as it does
 
 
 def load_model(config: RunConfig) -> Model:
@@ -48,6 +51,7 @@ def generate(
     out: Path | str | None = None,
     watch: Watch = lambda done, count: None,
     model_for: Load = load_model,
+    drawn_by: Draw | None = None,
 ) -> RunFolder:
     """Draws a run and gives its folder; pictures that are already there are not drawn again.
 
@@ -57,13 +61,14 @@ def generate(
         watch: Told after each step how many images are drawn, and how many there will be; those
             that a cache is recorded from count too.
         model_for: Asked for the model if there is something to draw.
+        drawn_by: Takes the place of ``draw``.
 
     Raises:
         ConsistError: The run cannot be drawn, for a reason that the user can mend.
     """
     folder = RunFolder(Path(out) if out else default_folder(config))
     folder.check(config)
-    return complete(folder, config, watch, model_for)
+    return complete(folder, config, watch, model_for, drawn_by=drawn_by)
 
 
 def complete(
@@ -72,6 +77,7 @@ def complete(
     watch: Watch = lambda done, count: None,
     model_for: Load = load_model,
     again: Collection[int] = (),
+    drawn_by: Draw | None = None,
 ) -> RunFolder:
     """Draws the pictures of a config that a folder lacks; whatever run it holds becomes that one.
 
@@ -81,6 +87,7 @@ def complete(
         watch: As in ``generate``.
         model_for: As in ``generate``.
         again: Pictures that are drawn in any case; those that are there are set aside.
+        drawn_by: As in ``generate``.
 
     Raises:
         ConsistError: As in ``generate``; nothing is changed then.
@@ -108,39 +115,40 @@ def complete(
     if cached:
         refuse_uncached(rows[SHARED], config.method["name"])
     model = model_for(config)
-    settings = prepare(model, whole)
-    file = CacheFile(folder.path / config.cache, describe(config, vars(settings)))
-    kept = file.read() if cached else {}
-    recorded = plan_recording(config) if kept is None else None
-    for index in again:
-        folder.set_aside(index)
-    record = _record(config, settings, record)
-    folder.write_record(record)
-    started = time.monotonic()
-    total = len(rows) * count
-    done = total - sum(len(chunk.new) for _, chunk in left)
-    if recorded:
-        total += len(recorded.images)
-        step = partial(_tell, watch, done, len(recorded.images), total)
-        kept = record_anchors(model.pipe, config, settings, recorded, step)
-        file.write(kept)
-        done += len(recorded.images)
-    for row, chunk in left:
-        method = rows[row]
-        if kept and row == SHARED and is_cached(config, chunk):
-            method = Cached(method, kept)
-        step = partial(_tell, watch, done, len(chunk.new), total)
-        images = draw(model.pipe, whole, settings, chunk, method, step)
-        _write(folder, row, chunk, images, config)
-        done += len(chunk.new)
-    references = read_pictures(config, settings.width, settings.height)
-    captions = [f"reference: {text}" for text in config.anchor_prompts[: len(references)]]
-    shown = {name: references + row for name, row in _read_rows(folder, rows, count).items()}
-    folder.write_grid(shown, [*captions, *config.prompts])
-    seconds = record["seconds"] + time.monotonic() - started
-    end = {"seconds": round(seconds, 3), "peak_memory_gib": peak_memory_gib(), "finished": True}
-    folder.write_record({**record, **end})
-    return folder
+    with new_words(model.pipe, config.embeddings):
+        settings = prepare(model, whole)
+        file = CacheFile(folder.path / config.cache, describe(config, vars(settings)))
+        kept = file.read() if cached else {}
+        recorded = plan_recording(config) if kept is None else None
+        for index in again:
+            folder.set_aside(index)
+        record = _record(config, settings, record)
+        folder.write_record(record)
+        started = time.monotonic()
+        total = len(rows) * count
+        done = total - sum(len(chunk.new) for _, chunk in left)
+        if recorded:
+            total += len(recorded.images)
+            step = partial(_tell, watch, done, len(recorded.images), total)
+            kept = record_anchors(model.pipe, config, settings, recorded, step)
+            file.write(kept)
+            done += len(recorded.images)
+        for row, chunk in left:
+            method = rows[row]
+            if kept and row == SHARED and is_cached(config, chunk):
+                method = Cached(method, kept)
+            step = partial(_tell, watch, done, len(chunk.new), total)
+            images = (drawn_by or draw)(model.pipe, whole, settings, chunk, method, step)
+            _write(folder, row, chunk, images, config)
+            done += len(chunk.new)
+        references = read_pictures(config, settings.width, settings.height)
+        captions = [f"reference: {text}" for text in config.anchor_prompts[: len(references)]]
+        shown = {name: references + row for name, row in _read_rows(folder, rows, count).items()}
+        folder.write_grid(shown, [*captions, *config.prompts])
+        seconds = record["seconds"] + time.monotonic() - started
+        end = {"seconds": round(seconds, 3), "peak_memory_gib": peak_memory_gib(), "finished": True}
+        folder.write_record({**record, **end})
+        return folder
 
 
 def draw(
@@ -151,12 +159,14 @@ def draw(
     method: Method,
     step: Callable[[float], None],
     masks: Tensor | None = None,
+    spread: Spread | None = None,
 ) -> list[Image.Image]:
     """Draws the images of a chunk; ``step`` hears the share that is done.
 
     Anchors that are given pictures are not denoised: at each step they are the picture with the
     noise of their seed, see ``consist.references``. ``masks`` of the chunk's images, as for
-    ``shared_attention``, take the place of those that are read off cross-attention.
+    ``shared_attention``, take the place of those that are read off cross-attention, and ``spread``
+    says of which larger chunk they are.
     """
     generators = [torch.Generator("cpu").manual_seed(config.seeds[i]) for i in chunk.images]
     factor = pipe.vae_scale_factor
@@ -187,6 +197,7 @@ def draw(
         subject_tokens=tokens and tuple(tokens[i] for i in chunk.images),
         masks=masks,
         references=len(pictures),
+        spread=spread,
     )
     with sharing:
         result = pipe(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from consist.scores import (
     write_scores,
 )
 from consist.summary import combine
+from consist.worklist import Engine, do_here, part
 
 
 class SharedModel:
@@ -183,7 +185,7 @@ def evaluate_runs(
             judges,
             noun=noun,
             redo=redo,
-            watch=_part(watch, number, len(folders)),
+            watch=part(watch, number, len(folders)),
             model_for=model_for,
         )
         for number, folder in enumerate(folders)
@@ -204,7 +206,8 @@ def evaluate_benchmark(
     isolated: Path | None = None,
     redo: bool = False,
     watch: Watch = lambda done, count: None,
-    model_for: Load | None = None,
+    engine: Engine = do_here,
+    judging: Callable[[], Sequence[Judge]] | None = None,
 ) -> Evaluation:
     """Draws and measures sets of prompts, each in a run folder of its own, and sums them up.
 
@@ -220,31 +223,63 @@ def evaluate_benchmark(
         isolated: Another such folder; isolated rows that fit are copied instead of drawn.
         redo: As in ``score_run``.
         watch: As in ``evaluate_runs``.
-        model_for: As in ``generate``; by default a model is loaded once for all sets.
+        engine: Who draws and measures.
+        judging: Gives ``judges`` where the engine's workers are; None: they are here.
 
     Raises:
         ConsistError: A run cannot be drawn or measured, or was drawn with other weights.
     """
-    model_for = model_for or SharedModel()
+    fields = {"out": out, "settings": settings, "seed": seed, "noun": noun, "redo": redo}
+    hire = partial(SetEvaluator.hired, judging or (lambda: judges), isolated=isolated, **fields)
+    engine(chosen, hire, watch)
+    return sum_up(sets, judges, out, settings, seed=seed, noun=noun)
 
-    def run_of(one: PromptSet) -> tuple[RunFolder, RunConfig]:
-        return RunFolder(out / one.name), configure(one, settings, seed)
 
-    for number, one in enumerate(chosen):
-        folder, config = run_of(one)
+@dataclass(frozen=True, kw_only=True)
+class SetEvaluator:
+    """Draws and measures one set after another: the ``Worker`` of ``evaluate_benchmark``."""
+
+    judges: Sequence[Judge]
+    out: Path
+    settings: Mapping[str, Any]
+    seed: int = 0
+    noun: str | None = None
+    isolated: Path | None = None
+    redo: bool = False
+    model_for: Load = field(default_factory=SharedModel)
+
+    @classmethod
+    def hired(cls, judging: Callable[[], Sequence[Judge]], **fields: Any) -> SetEvaluator:
+        """The evaluator whose judges are loaded here."""
+        return cls(judges=judging(), **fields)
+
+    def __call__(self, one: PromptSet, watch: Watch) -> None:
+        """Draws and measures a set, unless that is done."""
+        folder, config = RunFolder(self.out / one.name), configure(one, self.settings, self.seed)
         if folder.record_path.exists():
             check_weights(folder, config)
-        if isolated:
-            reuse_isolated(folder, config, RunFolder(isolated / one.name))
-        generate(config, folder.path, _part(watch, number, len(chosen)), model_for)
+        if self.isolated:
+            reuse_isolated(folder, config, RunFolder(self.isolated / one.name))
+        generate(config, folder.path, watch, self.model_for)
         record = folder.read_record()
         if record.get("tags") != (tags := list(one.tags)):
             folder.write_record({**record, "tags": tags})
-        score_run(folder, judges, noun=one.subject or noun, redo=redo)
-    watch(len(chosen), len(chosen))
+        score_run(folder, self.judges, noun=one.subject or self.noun, redo=self.redo)
+
+
+def sum_up(
+    sets: Sequence[PromptSet],
+    judges: Sequence[Judge],
+    out: Path,
+    settings: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    noun: str | None = None,
+) -> Evaluation:
+    """Sums up all finished sets of a benchmark; arguments as for ``evaluate_benchmark``."""
     finished = []
     for one in sets:
-        folder, config = run_of(one)
+        folder, config = RunFolder(out / one.name), configure(one, settings, seed)
         choices = gather_choices(judges, config.prompts, one.subject or noun)
         if (scores := current_scores(folder, choices)) and fits(folder, config):
             finished.append((folder, scores, one.tags))
@@ -281,8 +316,3 @@ def default_out(benchmark: str, settings: Mapping[str, Any], seed: int = 0) -> P
     text = json.dumps({**settings, "seed": seed}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return Path("runs") / f"{Path(benchmark).stem}-{settings['method']['name']}-{digest[:8]}"
-
-
-def _part(watch: Watch, number: int, count: int) -> Watch:
-    """Hears of one run and tells of all."""
-    return lambda done, images: watch(number + done / images, count)

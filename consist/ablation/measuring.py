@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from consist.ablation.given import draw_with_masks
 from consist.ablation.settings import Setting
 from consist.benchmarks import PromptSet
-from consist.drawing import Load, Watch, generate
-from consist.evaluate import SharedModel, configure, evaluate_benchmark
+from consist.drawing import generate
+from consist.evaluate import SetEvaluator, SharedModel, configure, sum_up
 from consist.judges.judge import Judge
 from consist.origin import check_weights
 from consist.reuse import reuse_isolated
 from consist.run import ISOLATED, RunFolder
 from consist.scores import SUMMARY, Evaluation, write_summary
+from consist.worklist import Engine, Watch, Worker, do_here, unwatched
 
 ALONE = Setting(name=ISOLATED, method={"name": ISOLATED})
+
+Trial = tuple[Setting, PromptSet]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,11 @@ class Work:
 
 
 def measure(
-    settings: Sequence[Setting], work: Work, watch: Watch = lambda done, count: None
+    settings: Sequence[Setting],
+    work: Work,
+    watch: Watch = unwatched,
+    engine: Engine = do_here,
+    judging: Callable[[], Sequence[Judge]] | None = None,
 ) -> dict[str, Evaluation]:
     """Draws and measures all settings; what is there already is not drawn again.
 
@@ -53,6 +61,8 @@ def measure(
         settings: Of different names.
         work: Where, on which sets and by whom.
         watch: Told how many runs are done (fractions count), and how many there are.
+        engine: Who draws and measures.
+        judging: Gives the judges where the engine's workers are; None: they are here.
 
     Returns:
         By the names of the settings, over the sets that are finished.
@@ -60,61 +70,77 @@ def measure(
     Raises:
         ConsistError: A run cannot be drawn or measured.
     """
-    model_for, count = SharedModel(), len(work.chosen)
-    total = (1 + len(settings)) * count
+    isolated = [(ALONE, one) for one in work.chosen]
+    others = [(setting, one) for setting in settings for one in work.chosen]
+    total = len(isolated) + len(others)
+    hire = hiring(work, judging)
+    # all others are compared with the isolated pictures, so these come first
+    engine(isolated, hire, lambda done, count: watch(done, total))
+    engine(others, hire, lambda done, count: watch(len(isolated) + done, total))
+    return {setting.name: sum_up_setting(setting, work) for setting in settings}
 
-    def part(number: int) -> Watch:
-        return lambda done, runs: watch((number + done / runs) * count, total)
 
-    isolated = draw_isolated(work, part(0), model_for)
-    found = {}
-    for number, setting in enumerate(settings, 1):
-        told = part(number)
+def hiring(
+    work: Work, judging: Callable[[], Sequence[Judge]] | None
+) -> Callable[[], Worker[Trial]]:
+    """What makes measurers: the same one again and again, unless they load their own judges."""
+    if judging:
+        return partial(Measurer, replace(work, judges=()), judging)
+    measurer = Measurer(work)
+    return lambda: measurer
+
+
+def sum_up_setting(setting: Setting, work: Work) -> Evaluation:
+    """Sums up the sets of a setting that are finished, and writes the summary."""
+    folder, seed = work.folder(setting), work.seed
+    given = work.sets, work.judges, folder, work.settings(setting)
+    evaluation = sum_up(*given, seed=seed, noun=work.noun)
+    write_summary(folder / SUMMARY, evaluation)
+    return evaluation
+
+
+class Measurer:
+    """Draws and measures one setting on one set, again and again: the ``Worker`` of ablations."""
+
+    def __init__(self, work: Work, judging: Callable[[], Sequence[Judge]] | None = None):
+        self.work = replace(work, judges=judging()) if judging else work
+        self.model_for = SharedModel()
+
+    def __call__(self, trial: Trial, watch: Watch) -> None:
+        """Draws a trial, and measures it unless it is ``ALONE``."""
+        setting, one = trial
+        if setting == ALONE:
+            self._draw_isolated(one, watch)
+            return
         if setting.masked:
-            draw_masked(setting, work, isolated, told, model_for)
-        found[setting.name] = evaluate_benchmark(
-            work.sets,
-            work.judges,
-            work.folder(setting),
-            work.settings(setting),
-            chosen=work.chosen,
-            seed=work.seed,
-            noun=work.noun,
-            isolated=isolated,
-            # of masked settings all is drawn by now
-            watch=(lambda done, runs: None) if setting.masked else told,
-            model_for=model_for,
+            self._draw_masked(setting, one, watch)
+        evaluator = SetEvaluator(
+            judges=self.work.judges,
+            out=self.work.folder(setting),
+            settings=self.work.settings(setting),
+            seed=self.work.seed,
+            noun=self.work.noun,
+            isolated=self.work.folder(ALONE),
+            model_for=self.model_for,
         )
-        write_summary(work.folder(setting) / SUMMARY, found[setting.name])
-    return found
+        # of masked settings all is drawn by now
+        evaluator(one, unwatched if setting.masked else watch)
 
-
-def draw_isolated(work: Work, watch: Watch, model_for: Load) -> Path:
-    """Draws the isolated pictures that all settings are compared with, and gives their folder."""
-    out = work.folder(ALONE)
-    for number, one in enumerate(work.chosen):
-        folder = RunFolder(out / one.name)
+    def _draw_isolated(self, one: PromptSet, watch: Watch) -> None:
+        """Draws the isolated pictures that all settings are compared with."""
+        work = self.work
+        folder = RunFolder(work.folder(ALONE) / one.name)
         config = replace(configure(one, work.settings(ALONE), work.seed), compare=False)
         if folder.record_path.exists():
             check_weights(folder, config)
-        generate(config, folder.path, _part(watch, number, len(work.chosen)), model_for)
-    return out
+        generate(config, folder.path, watch, self.model_for)
 
-
-def draw_masked(
-    setting: Setting, work: Work, isolated: Path, watch: Watch, model_for: Load
-) -> None:
-    """Draws the pictures of a setting that is told the masks of the isolated ones."""
-    for number, one in enumerate(work.chosen):
+    def _draw_masked(self, setting: Setting, one: PromptSet, watch: Watch) -> None:
+        """Draws the pictures of a setting that is told the masks of the isolated ones."""
+        work = self.work
         folder = RunFolder(work.folder(setting) / one.name)
         config = configure(one, work.settings(setting), work.seed)
         if folder.record_path.exists():
             check_weights(folder, config)
-        reuse_isolated(folder, config, RunFolder(isolated / one.name))
-        part = _part(watch, number, len(work.chosen))
-        draw_with_masks(folder, config, work.judges, part, model_for)
-
-
-def _part(watch: Watch, number: int, count: int) -> Watch:
-    """Hears of one run and tells of all."""
-    return lambda done, images: watch(number + done / images, count)
+        reuse_isolated(folder, config, RunFolder(work.folder(ALONE) / one.name))
+        draw_with_masks(folder, config, work.judges, watch, self.model_for)

@@ -17,6 +17,7 @@ import yaml
 
 from consist.config import MAX_SEED
 from consist.errors import ConsistError, unknown
+from consist.worklist import take_shard
 
 FOLDER = Path(__file__).parent
 BENCHMARKS = {"mini-sets": FOLDER / "mini-sets.yaml"}
@@ -91,16 +92,7 @@ def select(
             raise ConsistError(f"limit must be at least 1, not {limit}")
         count = min(limit, len(chosen))
         chosen = [chosen[i * len(chosen) // count] for i in range(count)]
-    part, parts = _read_shard(shard)
-    return chosen[part - 1 :: parts]
-
-
-def _read_shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text.strip())
-    part, parts = map(int, match.groups()) if match else (0, 0)
-    if not 1 <= part <= parts:
-        raise ConsistError(f"shard {text!r} is not I/N with I from 1 to N, such as 1/4")
-    return part, parts
+    return list(take_shard(chosen, shard))
 
 
 def _read(category: str, sets: Sequence[Any]) -> Iterator[PromptSet]:

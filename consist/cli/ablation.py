@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,15 @@ from consist.ablation.results import Trial, correction, name_cpu, write_results
 from consist.ablation.settings import HALVES, Setting, choose, split_half
 from consist.benchmarks import load_benchmark, select
 from consist.cli.console import hide_loading_bars, out, progress_bar, say
+from consist.cli.working import ENGINES, choose_engine
 from consist.doctor import describe
 from consist.errors import ConsistError
 from consist.intervals import Interval
 from consist.judges import load_judges
+from consist.judges.judge import Judge
 from consist.models import MINI, pick_device
 from consist.origin import versions
+from consist.ranks import joined
 from consist.run import ISOLATED, RunFolder
 from consist.scores import QUALITIES, SCORES, Evaluation, read_scores
 
@@ -87,6 +91,9 @@ def make_parser(question: str, script: Path) -> argparse.ArgumentParser:
     add("--steps", type=int, help="denoising steps")
     add("--seed", type=int, default=0, help="added to the seed of every set")
     add("--shard", default="1/1", help="draw part I of N only, as I/N")
+    add("--engine", choices=ENGINES, default=ENGINES[0], help="who draws and measures")
+    add("--address", help="of a Ray cluster; by default one on this machine, for this command")
+    add("--workers", type=int, help="processes of Ray; by default one for each GPU")
     add("--model", default=MINI, help="mini, a hub id, a folder or a .safetensors file")
     add("--benchmark", default="mini-sets", help="or a .yaml file in ConsiStory+'s format")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
@@ -113,9 +120,19 @@ def answer(
         ConsistError: Something cannot be drawn, measured or written.
     """
     chosen = choose(settings, options.only, QUICK_SETTINGS if options.quick else None)
-    work = plan_work(options)
-    with progress_bar("ablating") as watch:
-        found = measure(chosen, work, watch)
+    judging = partial(
+        load_judges,
+        reader=options.reader or options.model == MINI,
+        **{name: getattr(options, name) for name in ENCODERS},
+        device=options.device,
+    )
+    work = plan_work(options, judging())
+    with joined(options.device) as ranks, progress_bar("ablating", shown=ranks.leads) as watch:
+        given = options.engine, options.address, options.workers, options.device, ranks
+        elsewhere = judging if options.engine == "ray" else None
+        found = measure(chosen, work, watch, choose_engine(*given), elsewhere)
+    if not ranks.leads:
+        return
     done, wanted = sum(len(one.runs) for one in found.values()), len(chosen) * len(work.sets)
     if done < wanted:
         say(f"{done} of {wanted} runs are finished; the results wait for the rest")
@@ -133,18 +150,14 @@ def answer(
         say(str(path))
 
 
-def plan_work(options: argparse.Namespace) -> Work:
-    """The sets, the judges, and what all settings are drawn with."""
+def plan_work(options: argparse.Namespace, judges: Sequence[Judge]) -> Work:
+    """The sets, and what all settings are drawn with."""
     limit = options.sets or (QUICK_SETS if options.quick else None)
     sets = select(split_half(load_benchmark(options.benchmark), options.half), limit=limit)
     return Work(
         sets=sets,
         chosen=select(sets, shard=options.shard),
-        judges=load_judges(
-            reader=options.reader or options.model == MINI,
-            **{name: getattr(options, name) for name in ENCODERS},
-            device=options.device,
-        ),
+        judges=judges,
         out=options.out,
         base={
             "model": options.model,

@@ -29,8 +29,12 @@ from consist.cli.options import (
     read_method,
     refuse_given,
 )
-from consist.config import RunConfig, parse_size, plan_run, spread_seeds
+from consist.cli.pack import read_packs, subject_field, words_of_subject
+from consist.cli.sets import MANY, OF_SETS, SetsCommand, batch_sets, read_sets
+from consist.cli.working import Address, EngineName, Shard, Workers
+from consist.config import DEFAULT_METHOD, RunConfig, parse_size, plan_run, spread_seeds
 from consist.errors import ConsistError
+from consist.ranks import joined
 
 if TYPE_CHECKING:
     from consist.run import RunFolder
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
 # what a saved subject has of its own
 OF_SUBJECT = (
     *("model", "method", "keys", "values", "anchors", "strength", "subject", "set_"),
-    *("steps", "guidance", "negative", "size", "scheduler", "lora"),
+    *("steps", "guidance", "negative", "size", "scheduler", "lora", "embedding"),
     *("reference", "reference_prompt"),
 )
 
@@ -46,7 +50,17 @@ OF_SUBJECT = (
 def batch(
     context: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(help="One prompt per picture.")] = None,
-    file: Annotated[Path | None, typer.Option(help="A text file with one prompt per line.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="One prompt per line; or a .yaml file of sets, each drawn as a run."),
+    ] = None,
+    pack: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ready prompts about the subject of --subject or of the LoRA: recontext, art, "
+            "property, views, accessories, or a .yaml file; may be repeated."
+        ),
+    ] = None,
     like: Annotated[
         str | None,
         typer.Option(help="A saved subject, by its name or file: see 'consist subject'."),
@@ -60,14 +74,17 @@ def batch(
         typer.Option(help="What the references show: one prompt for all, or one each."),
     ] = None,
     model: ModelName = "mini",
-    method: MethodName = "spectral",
+    method: MethodName = DEFAULT_METHOD,
     keys: Keys = None,
     values: Values = None,
     anchors: Anchors = None,
     strength: Strength = None,
     subject: Annotated[
         list[str] | None,
-        typer.Option(help="Words of the prompts that name the subject; may be repeated."),
+        typer.Option(
+            help="Words of the prompts that name the subject; may be repeated. With --pack, those "
+            "that are put into its prompts."
+        ),
     ] = None,
     set_: Fields = None,
     seed: Annotated[
@@ -86,6 +103,10 @@ def batch(
     lora: Annotated[
         list[str] | None, typer.Option(help="A LoRA, FILE or FILE:WEIGHT; may be repeated.")
     ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(help="A file with a new word that prompts may say; may be repeated."),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
@@ -93,8 +114,16 @@ def batch(
     cache: Cache = False,
     folder: Annotated[
         Path | None,
-        typer.Option("--out", help="Run folder; by default one in runs/.", rich_help_panel=WHERE),
+        typer.Option(
+            "--out",
+            help="Run folder, or folder of all runs; by default one in runs/.",
+            rich_help_panel=WHERE,
+        ),
     ] = None,
+    shard: Shard = "1/1",
+    engine: EngineName = "here",
+    address: Address = None,
+    workers: Workers = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also draw without sharing, from the same noise.")
     ] = False,
@@ -108,19 +137,30 @@ def batch(
     """Draw the same subject in several scenes.
 
     consist batch "a cat in Paris" "a cat on the moon"
+    consist batch --file sets.yaml --engine ray
     """
     with plain_failures("The finished pictures are kept; the same command continues."):
-        texts = read_prompts(prompts or [], file)
+        sets = read_sets(file, prompts or [])
+        if sets:
+            refuse_given(context, OF_SETS, "goes without a file of sets")
+        else:
+            refuse_given(context, MANY, "goes with --file sets.yaml")
+        texts = sets[0].prompts if sets else read_prompts(prompts or [], file)
         seeds = tuple(seed or [])
         if like:
             refuse_given(context, OF_SUBJECT, "goes without --like; the subject has its own")
+            refuse_given(context, ["pack"], "goes without --like, which has no words for it")
             config = scenes_of(like, texts, seeds, same_noise, cache)
         else:
             refuse_given(context, ["cache"], "goes with --like, or with consist extend")
+            if pack:
+                words = words_of_subject(subject or [], lora or [])
+                texts += read_packs(pack, words, model)
+                subject = subject_field(method, words)
             width, height = parse_size(size) if size else (None, None)
             config = RunConfig(
                 prompts=texts,
-                seeds=spread_seeds(seeds or (0,), len(texts), same_noise),
+                seeds=spread_seeds((0,) if sets else seeds or (0,), len(texts), same_noise),
                 model=model,
                 method=read_method(
                     method,
@@ -138,6 +178,7 @@ def batch(
                 height=height,
                 scheduler=scheduler,
                 loras=tuple(lora or []),
+                embeddings=tuple(embedding or []),
             )
             config = look_at(config, reference or [], reference_prompt or [])
         config = replace(
@@ -148,10 +189,24 @@ def batch(
             batch_size=batch_size,
             compare=compare,
         )
-        if dry_run:
+        if file and sets:
+            command = SetsCommand(
+                file=file,
+                folder=folder,
+                seeds=seeds,
+                same_noise=same_noise,
+                shard=shard,
+                engine=engine,
+                address=address,
+                workers=workers,
+                dry_run=dry_run,
+                as_json=as_json,
+            )
+            batch_sets(sets, config, command)
+        elif dry_run:
             check_and_print(config)
-        else:
-            report(draw(config, folder), as_json)
+        elif drawn := draw(config, folder):
+            report(drawn, as_json)
 
 
 def read_prompts(given: list[str], file: Path | None) -> tuple[str, ...]:
@@ -197,13 +252,17 @@ def check_and_print(config: RunConfig) -> None:
     out.print_json(json.dumps({**config.to_json(), "out": str(default_folder(config))}))
 
 
-def draw(config: RunConfig, folder: Path | None) -> RunFolder:
-    """Draws a run behind a progress bar."""
-    with progress_bar("drawing") as watch:
+def draw(config: RunConfig, folder: Path | None) -> RunFolder | None:
+    """Draws a run behind a progress bar; None in all but the first of several processes."""
+    with joined(config.device) as ranks, progress_bar("drawing", shown=ranks.leads) as watch:
         from consist.drawing import generate
 
         hide_loading_bars()
-        return generate(config, folder, watch)
+        if ranks.count == 1:
+            return generate(config, folder, watch)
+        from consist.across import generate_across
+
+        return generate_across(ranks, config, folder, watch)
 
 
 def report(folder: RunFolder, as_json: bool) -> None:

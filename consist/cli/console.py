@@ -34,7 +34,7 @@ def plain_failures(hint: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(doing: str) -> Iterator[Callable[[float, int], None]]:
+def progress_bar(doing: str, shown: bool = True) -> Iterator[Callable[[float, int], None]]:
     """A bar that is told how much is done (fractions count), and how much there is."""
     columns = (
         TextColumn("{task.description}"),
@@ -42,7 +42,7 @@ def progress_bar(doing: str) -> Iterator[Callable[[float, int], None]]:
         TextColumn("{task.fields[state]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as progress:
+    with Progress(*columns, console=err, transient=True, disable=not shown) as progress:
         task: TaskID = progress.add_task("loading", total=None, state="")
 
         def watch(done: float, count: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,10 @@ from consist.cli.options import (
     read_method,
     refuse_given,
 )
+from consist.cli.working import Address, EngineName, Shard, Workers, choose_engine
+from consist.config import DEFAULT_METHOD
 from consist.errors import ConsistError
+from consist.ranks import joined
 
 if TYPE_CHECKING:
     from consist.benchmarks import PromptSet
@@ -42,6 +46,7 @@ ARROWS = {1: "↑", -1: "↓", 0: ""}
 DRAWN = (
     *("tag", "limit", "shard", "model", "method", "keys", "values", "anchors", "strength", "set_"),
     *("steps", "guidance", "seed", "dtype", "backend", "batch_size", "isolated"),
+    *("engine", "address", "workers"),
 )
 
 
@@ -63,12 +68,12 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(help="At most so many sets.", rich_help_panel=BENCHMARK)
     ] = None,
-    shard: Annotated[
-        str,
-        typer.Option(help="Draw part I of N only, as I/N.", rich_help_panel=BENCHMARK),
-    ] = "1/1",
+    shard: Shard = "1/1",
+    engine: EngineName = "here",
+    address: Address = None,
+    workers: Workers = None,
     model: ModelName = "mini",
-    method: MethodName = "spectral",
+    method: MethodName = DEFAULT_METHOD,
     keys: Keys = None,
     values: Values = None,
     anchors: Anchors = None,
@@ -148,7 +153,7 @@ def evaluate(
             "segmenter": segmenter,
         }
         sets, chosen = read_sets(benchmark, tag, limit, shard) if benchmark else ([], [])
-        with progress_bar("measuring") as watch:
+        with joined(device) as ranks, progress_bar("measuring", shown=ranks.leads) as watch:
             from consist.evaluate import default_out, evaluate_benchmark, evaluate_runs
             from consist.judges import load_judges
             from consist.models import MINI
@@ -156,11 +161,13 @@ def evaluate(
             from consist.scores import SUMMARY, write_summary
 
             hide_loading_bars()
+            have_done = choose_engine(engine, address, workers, device, ranks)
             folders = [run for path in runs or [] for run in find_runs(path)]
             models = {one.read_config().model for one in folders} or {model}
             if reader is None:
                 reader = models == {MINI}
-            judges = load_judges(reader=reader, **encoders, device=device)
+            judging = partial(load_judges, reader=reader, **encoders, device=device)
+            judges = judging()
             if benchmark:
                 place = folder or default_out(benchmark, settings, seed)
                 evaluation = evaluate_benchmark(
@@ -174,12 +181,17 @@ def evaluate(
                     isolated=isolated,
                     redo=redo,
                     watch=watch,
+                    engine=have_done,
+                    judging=judging if engine == "ray" else None,
                 )
-                write_summary(place / SUMMARY, evaluation)
+                if ranks.leads:
+                    write_summary(place / SUMMARY, evaluation)
             else:
                 evaluation = evaluate_runs(folders, judges, noun=subject, redo=redo, watch=watch)
                 if folder:
                     write_summary(folder, evaluation)
+        if not ranks.leads:
+            return
         if as_json:
             typer.echo(json.dumps(evaluation.to_json(), ensure_ascii=False))
         else:

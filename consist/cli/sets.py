@@ -1,0 +1,95 @@
+"""``consist batch --file sets.yaml``: many sets, each in a run folder of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from consist.cli.console import hide_loading_bars, out, progress_bar, say
+from consist.cli.working import choose_engine
+from consist.config import RunConfig
+from consist.errors import ConsistError
+from consist.ranks import joined
+from consist.worklist import take_shard
+
+if TYPE_CHECKING:
+    from consist.benchmarks import PromptSet
+    from consist.sets import SetRun
+
+SUFFIXES = (".yaml", ".yml")
+# what a file of sets has of its own, or what belongs to one set alone
+OF_SETS = ("like", "pack", "cache", "reference", "reference_prompt")
+# what says nothing without such a file
+MANY = ("shard", "engine", "address", "workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetsCommand:
+    """What the command line says of a file of sets."""
+
+    file: Path
+    folder: Path | None
+    seeds: Sequence[int]
+    same_noise: bool
+    shard: str
+    engine: str
+    address: str | None
+    workers: int | None
+    dry_run: bool
+    as_json: bool
+
+
+def read_sets(file: Path | None, prompts: Sequence[str]) -> list[PromptSet]:
+    """The sets of a file; none if it is not one of sets."""
+    if file is None or file.suffix not in SUFFIXES:
+        return []
+    if prompts:
+        raise ConsistError(f"prompts were given beside {file}, whose sets have their own")
+    from consist.benchmarks import load_benchmark
+
+    return load_benchmark(file)
+
+
+def batch_sets(sets: Sequence[PromptSet], template: RunConfig, command: SetsCommand) -> None:
+    """Draws sets as ``template`` says, and reports them."""
+    from consist.sets import Painter, place_sets, plan_sets
+
+    if len(command.seeds) > 1:
+        raise ConsistError("a file of sets takes one seed, which is added to that of every set")
+    seed = command.seeds[0] if command.seeds else 0
+    noise = command.same_noise
+    place = command.folder or place_sets(command.file, template, seed, noise)
+    mine = take_shard(sets, command.shard)
+    runs = plan_sets(mine, template, place, seed=seed, same_noise=noise)
+    if command.dry_run:
+        out.print_json(json.dumps([describe(run) for run in runs]))
+        return
+    with joined(template.device) as ranks:
+        options = (command.address, command.workers, template.device, ranks)
+        engine = choose_engine(command.engine, *options)
+        with progress_bar("drawing", shown=ranks.leads) as watch:
+            hide_loading_bars()
+            engine(runs, Painter, watch)
+    if ranks.leads:
+        report(runs, place, command.as_json)
+
+
+def describe(run: SetRun) -> dict[str, object]:
+    """What would be drawn, and where."""
+    return {**run.config.to_json(), "out": str(run.folder.path)}
+
+
+def report(runs: Sequence[SetRun], place: Path, as_json: bool) -> None:
+    """Says what was written and where."""
+    if as_json:
+        records = [{"folder": str(x.folder.path), **x.folder.read_record()} for x in runs]
+        typer.echo(json.dumps(records, ensure_ascii=False))
+        return
+    for run in runs:
+        say(f"{run.folder.grid_path}  {run.config.prompts[0]}, …")
+    say(f"{len(runs)} sets in {place}")

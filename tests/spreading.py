@@ -1,0 +1,22 @@
+"""What torchrun runs in ``test_spread``: draws runs with all processes.
+
+``spreading.py FOLDER`` draws the configs of ``FOLDER/runs.json``, by name, into its subfolders.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from consist.across import generate_across
+from consist.config import RunConfig
+from consist.errors import ConsistError
+from consist.ranks import joined
+from consist.worklist import unwatched
+
+folder = Path(sys.argv[1])
+with joined("cpu") as ranks:
+    for name, fields in json.loads((folder / "runs.json").read_text()).items():
+        try:
+            generate_across(ranks, RunConfig.from_json(fields), folder / name, unwatched)
+        except ConsistError as error:
+            (folder / f"{name}-{ranks.rank}.txt").write_text(str(error))
