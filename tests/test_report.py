@@ -4,16 +4,13 @@ import base64
 import io
 import json
 import math
-import os
 import re
-import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
-from importlib.util import find_spec
-from pathlib import Path
 from random import Random
 
 import pytest
+from browsing import open_browser
 from PIL import Image
 
 from consist.config import RunConfig
@@ -417,32 +414,10 @@ def test_refusals_are_one_sentence(tmp_path):
 # in a browser
 
 
-def browser():
-    """A Chromium that is there: named by CONSIST_BROWSER, on the path, or Playwright's own."""
-    if find_spec("playwright") is None:
-        pytest.skip("playwright is not installed: pip install 'consist[test]'")
-    names = ("chromium", "chromium-headless-shell", "google-chrome", "chromium-browser")
-    found = os.environ.get("CONSIST_BROWSER") or next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        from playwright.sync_api import sync_playwright
-
-        with sync_playwright() as driver:
-            found = driver.chromium.executable_path
-    if not Path(found).exists():
-        pytest.skip("no Chromium: apt-get install chromium-headless-shell, or set CONSIST_BROWSER")
-    return found
-
-
 @pytest.fixture(scope="module")
 def chromium():
-    path = browser()
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as driver:
-        shell = driver.chromium.launch(executable_path=path, args=flags)
+    with open_browser() as shell:
         yield shell
-        shell.close()
 
 
 @pytest.fixture

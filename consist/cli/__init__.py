@@ -17,6 +17,7 @@ from consist.cli.batch import batch
 from consist.cli.console import out, plain_failures
 from consist.cli.evaluate import evaluate, write_page
 from consist.cli.extend import extend
+from consist.cli.page import open_page
 from consist.cli.redo import redo
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.command()(redo)
 app.add_typer(subject.app, name="subject")
 app.command()(evaluate)
 app.command("report")(write_page)
+app.command("app")(open_page)
 app.add_typer(train.app, name="train")
 app.add_typer(lora.app, name="lora")
 
