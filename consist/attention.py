@@ -28,10 +28,22 @@ from consist.correspondence import RecordedFeatures
 from consist.cross_attention import IdentityAttnProcessor
 from consist.layers import attention_layers, refuse_unusual
 from consist.masks import GivenMasks, RecordedMasks, SubjectTokens
-from consist.methods.method import Injecting, Masked, Method, Prompting, Rewriting, Site
+from consist.matches import RecordedMatches
+from consist.methods.method import (
+    MATCHES,
+    NONE,
+    WORDS,
+    Injecting,
+    Method,
+    Prompting,
+    Rewriting,
+    Site,
+    masks_of,
+)
 from consist.methods.stylealigned import affine
-from consist.recorders import UNetCall, listen
+from consist.recorders import MaskSource, UNetCall, listen
 from consist.sharing import Bank
+from consist.spread import Spread
 
 TRAIN_TIMESTEPS = 1000  # of every Stable Diffusion; used when only a UNet is given
 
@@ -47,11 +59,12 @@ def shared_attention(
     subject_tokens: SubjectTokens | None = None,
     masks: Tensor | None = None,
     references: int = 0,
+    spread: Spread | None = None,
 ) -> Iterator[None]:
     """Lets the images of a batch attend to one another while the block runs.
 
     ```python
-    with consist.shared_attention(pipe, consist.Spectral()):
+    with consist.shared_attention(pipe, consist.Matched()):
         images = pipe(prompts, generator=generators).images
     ```
 
@@ -60,7 +73,7 @@ def shared_attention(
 
     Args:
         pipe: Any SD 1.x, SD 2.x or SDXL pipeline, or its bare UNet.
-        method: What is shared, such as ``Spectral()``.
+        method: What is shared, such as ``Matched()``.
         guidance_halves: How many guidance halves a batch stacks, as ``(g n)``: 2 with
             classifier-free guidance, else 1. Read from a pipeline's call; required for a UNet.
         backend: Which version of ``attend`` runs; see ``consist.backend``.
@@ -72,6 +85,8 @@ def shared_attention(
             cross-attention says; ``(n, c, rows, columns)`` of several subjects.
         references: How many images of a batch, the first ones, are noised pictures that were not
             generated. They attend to no other image, and keys are matched: see ``match_keys``.
+        spread: Which images of a larger batch are drawn here; every other process of it runs such a
+            block at the same time. See ``consist.across`` for what can be spread.
 
     Raises:
         TypeError: ``pipe`` has no ``UNet2DConditionModel``.
@@ -83,10 +98,10 @@ def shared_attention(
         raise ValueError(f"references is {references}; allowed: 0 and above")
     unet = _unet_of(pipe)
     layers = covered_layers(unet, method)
-    source = _mask_source(method, subject_tokens, masks)
+    source = _mask_source(method, subject_tokens, masks, spread)
     features = RecordedFeatures() if isinstance(method, Injecting) else None
     halves = _halves_reader(pipe, guidance_halves)
-    call = UNetCall(halves, _train_timesteps(pipe), seed, source, features)
+    call = UNetCall(halves, _train_timesteps(pipe), seed, source, features, spread)
     names = {
         layer: choose(backend, unet.device, unet.dtype, attn.inner_dim // attn.heads)[0]
         for layer, attn in layers.items()
@@ -152,6 +167,9 @@ class SharedAttnProcessor:
         self, q: Tensor, k: Tensor, v: Tensor, site: Site
     ) -> tuple[Tensor, Tensor, Bank | None]:
         """What is shared, with the queries and keys that it goes with."""
+        if site.spread:
+            bank = self.method(q, k, v, site)
+            return q, k, None if bank is None else site.spread.localize(bank)
         if not self.references:
             return q, k, self.method(q, k, v, site)
         matched = match_keys(q, k, site.n, self.references)
@@ -224,22 +242,30 @@ def _refuse_foreign(layer: str, attn: Attention) -> None:
 
 
 def _mask_source(
-    method: Method, tokens: SubjectTokens | None, masks: Tensor | None
-) -> GivenMasks | RecordedMasks | None:
+    method: Method, tokens: SubjectTokens | None, masks: Tensor | None, spread: Spread | None
+) -> MaskSource | None:
     """What tells the method where the subject is; None if it does not ask."""
-    name = type(method).__name__
+    name, kind = type(method).__name__, masks_of(method)
     if isinstance(method, Prompting):
         if masks is not None or (tokens is not None) != (method.ipca > 0):
             wants = "those tokens that identity_tokens gives" if method.ipca else "neither"
             raise ValueError(f"subject_tokens or masks: {name} takes {wants}")
         return None
-    given = tokens is not None or masks is not None
-    if isinstance(method, Masked) != given:
-        wants = "neither" if given else "one of them (find_subject gives tokens)"
-        raise ValueError(f"subject_tokens or masks: {name} takes {wants}")
-    if masks is not None:
+    if masks is not None and kind != NONE:
         return GivenMasks(masks)
-    return None if tokens is None else RecordedMasks(tokens)
+    if masks is not None or (tokens is not None) != (kind == WORDS):
+        takes = {
+            WORDS: "one of them (find_subject gives tokens)",
+            MATCHES: "masks or neither",
+            NONE: "neither",
+        }
+        raise ValueError(f"subject_tokens or masks: {name} takes {takes[kind]}")
+    if tokens is not None:
+        return RecordedMasks(tokens)
+    if kind == MATCHES:
+        # of the whole batch, of which only a part may be here
+        return RecordedMatches(lambda n: method.anchor_count(spread.images if spread else n))
+    return None
 
 
 def _unet_of(pipe: Any) -> UNet2DConditionModel:

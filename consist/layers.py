@@ -41,6 +41,24 @@ def recorded_layers(unet: UNet2DConditionModel) -> dict[str, Attention]:
     return recorded
 
 
+def matched_layers(unet: UNet2DConditionModel) -> dict[str, Attention]:
+    """The first self-attention layer of each block of the decoder that has any, by dotted names.
+
+    Keys of the decoder tell a subject from backgrounds, those of the encoder do not; see
+    ``scripts/check_masks.py``.
+    """
+    blocks: dict[str, str] = {}
+    layers = attention_layers(unet, ".attn1")
+    for name in layers:
+        if name.startswith("up_blocks."):
+            blocks.setdefault(".".join(name.split(".")[:2]), name)
+    if not blocks:
+        raise ValueError("this UNet has no self-attention in its decoder to find a subject in")
+    for name in blocks.values():
+        refuse_unusual(name, layers[name])
+    return {name: layers[name] for name in blocks.values()}
+
+
 def feature_block(unet: UNet2DConditionModel) -> torch.nn.Module:
     """The decoder block whose output tells which places of pictures show the same.
 

@@ -131,13 +131,9 @@ class RecordedMasks:
         self.tokens = tokens
         # which phrases each prompt has, bool (n, c)
         self.named = torch.tensor([[bool(phrase) for phrase in phrases] for phrases in tokens])
-        self._progress = 0.0
         # by length of the text and device
         self._weights: dict[tuple[int, torch.device], Tensor] = {}
-        # by grid: what the masks are made of, and what waits for the next step
-        self._sums: dict[tuple[int, int], Tensor] = {}
-        self._waiting: dict[tuple[int, int], Tensor] = {}
-        self._masks: dict[tuple[int, int], Tensor] = {}
+        self._maps = RunningMaps()
 
     def begin(self, progress: float, images: int) -> None:
         """Starts a step; a progress that falls is the start of other pictures.
@@ -146,18 +142,43 @@ class RecordedMasks:
             ValueError: The batch holds another number of images than there are positions for.
         """
         _check_images("subject tokens are", len(self.tokens), images)
-        if progress < self._progress:
-            self._sums, self._waiting = {}, {}
-        for grid, maps in self._waiting.items():
-            self._sums[grid] = self._sums.get(grid, 0) + maps
-        self._progress, self._waiting, self._masks = progress, {}, {}
+        self._maps.begin(progress)
 
     def add(self, q: Tensor, k: Tensor, height: int, width: int) -> None:
         """Adds what a layer sees, for ``q (n, h, l, d)`` on a grid and the text's ``k``."""
         text = k.shape[2], k.device
         if text not in self._weights:
             self._weights[text] = token_weights(self.tokens, k.shape[2]).to(k.device)
-        maps = attention_maps(q, k, self._weights[text])
+        self._maps.add(attention_maps(q, k, self._weights[text]), height, width)
+
+    def read(self, height: int, width: int) -> Tensor | None:
+        """The masks on a grid, bool ``(n, c, l)`` on the CPU; None before the second step."""
+        return self._maps.read(height, width)
+
+
+class RunningMaps:
+    """Maps added up over layers and steps, and the masks that they make.
+
+    Those of a step count from the next one on, so that all layers of a step see the same masks.
+    """
+
+    def __init__(self) -> None:
+        self._progress = 0.0
+        # by grid: what the masks are made of, and what waits for the next step
+        self._sums: dict[tuple[int, int], Tensor] = {}
+        self._waiting: dict[tuple[int, int], Tensor] = {}
+        self._masks: dict[tuple[int, int], Tensor] = {}
+
+    def begin(self, progress: float) -> None:
+        """Starts a step; a progress that falls is the start of other pictures."""
+        if progress < self._progress:
+            self._sums, self._waiting = {}, {}
+        for grid, maps in self._waiting.items():
+            self._sums[grid] = self._sums.get(grid, 0) + maps
+        self._progress, self._waiting, self._masks = progress, {}, {}
+
+    def add(self, maps: Tensor, height: int, width: int) -> None:
+        """Adds maps ``(n, c, l)`` of a grid."""
         self._waiting[height, width] = self._waiting.get((height, width), 0) + maps
 
     def read(self, height: int, width: int) -> Tensor | None:
@@ -165,10 +186,10 @@ class RecordedMasks:
         if not self._sums:
             return None
         if (height, width) not in self._masks:
-            self._masks[height, width] = find_masks(self._add_up(height, width), height, width)
+            self._masks[height, width] = find_masks(self._add_up(), height, width)
         return self._masks[height, width]
 
-    def _add_up(self, height: int, width: int) -> Tensor:
+    def _add_up(self) -> Tensor:
         """The sum of all grids, on the finest of them if there are several."""
         finest = max(self._sums)
         on_cpu = (

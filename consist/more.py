@@ -17,7 +17,7 @@ from consist.config import RunConfig, spread_seeds
 from consist.drawing import Load, Watch, complete, load_model
 from consist.errors import ConsistError
 from consist.methods import build
-from consist.methods.method import Masked, Method, Prompting
+from consist.methods.method import Method, Prompting, reads_words
 from consist.models import MINI, split_weight
 from consist.origin import versions
 from consist.phrases import shared_phrase
@@ -152,6 +152,7 @@ def take_subject(run: Path | str) -> Subject:
         negative=config.negative,
         scheduler=config.scheduler,
         loras=tuple(map(_absolute_lora, config.loras)),
+        embeddings=tuple(str(Path(file).absolute()) for file in config.embeddings),
         **{name: getattr(config, name) for name in SETTLED},
     )
     return Subject(
@@ -187,7 +188,7 @@ def write_out_anchors(folder: RunFolder) -> RunConfig:
     method = build(config.method)
     count = count_anchors(method, config)
     told = {**config.method, "anchors": count}
-    if isinstance(method, Masked) and not method.subject:
+    if reads_words(method) and not method.subject:
         told["subject"] = [shared_phrase(config.prompts)]
     return replace(
         config,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -19,9 +19,13 @@ from torch.utils.hooks import RemovableHandle
 
 from consist.approximation import Bases
 from consist.correspondence import RecordedFeatures
-from consist.layers import feature_block, grid_of, recorded_layers
+from consist.layers import feature_block, grid_of, matched_layers, recorded_layers
 from consist.masks import GivenMasks, RecordedMasks
+from consist.matches import RecordedMatches
 from consist.methods.method import Blending, Method, Site
+from consist.spread import Spread
+
+MaskSource: TypeAlias = GivenMasks | RecordedMasks | RecordedMatches
 
 
 def listen(
@@ -36,6 +40,9 @@ def listen(
         for layer, attn in recorded_layers(unet).items():
             recorder = CrossAttentionRecorder(layer, call, call.masks)
             yield attn.register_forward_pre_hook(recorder, with_kwargs=True)
+    if isinstance(call.masks, RecordedMatches):
+        for attn in matched_layers(unet).values():
+            yield attn.register_forward_pre_hook(KeyRecorder(call, call.masks))
     if call.features:
         yield feature_block(unet).register_forward_hook(FeatureRecorder(call, call.features))
 
@@ -51,17 +58,21 @@ class UNetCall:
         halves: Callable[[], int],
         train_timesteps: int,
         seed: int,
-        masks: GivenMasks | RecordedMasks | None,
+        masks: MaskSource | None,
         features: RecordedFeatures | None,
+        spread: Spread | None = None,
     ):
         self._halves = halves
         self._train_timesteps = train_timesteps
         self._seed = seed
         self.masks = masks
         self.features = features
+        self.spread = spread
         self.bases = Bases()
         self.vanilla: dict[str, Tensor] = {}  # queries of a plain forward, by layer
         self.plain = False  # whether that forward is under way
+        # masks and names of the images of all processes, by grid, in the call that is under way
+        self._collected: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Reads the arguments of the UNet, as its pre-hook."""
@@ -75,7 +86,10 @@ class UNetCall:
         if sample.shape[0] % self.g:
             raise ValueError(f"a batch of {sample.shape[0]} cannot hold {self.g} guidance halves")
         self.n = sample.shape[0] // self.g
-        self.vanilla = {}
+        if self.spread and self.n != len(self.spread.own):
+            dealt = len(self.spread.own)
+            raise ValueError(f"{dealt} images are dealt to this process, the batch has {self.n}")
+        self.vanilla, self._collected = {}, {}
         if self.masks:
             self.masks.begin(self.progress, self.n)
         if self.features:
@@ -92,20 +106,37 @@ class UNetCall:
     def site(self, layer: str, tokens: int) -> Site:
         """Describes the layer that looks at ``tokens`` tokens; gives its vanilla queries away."""
         height, width = self.grid(tokens)
+        masks, named = self._read_masks(height, width)
         return Site(
             layer=layer,
             height=height,
             width=width,
             progress=self.progress,
             g=self.g,
-            n=self.n,
+            n=self.spread.images if self.spread else self.n,
             seed=self._seed,
-            masks=self.masks.read(height, width) if self.masks else None,
-            named=self.masks.named if self.masks else None,
+            masks=masks,
+            named=named,
             vanilla_q=self.vanilla.pop(layer, None),
             features=self.features,
             bases=self.bases,
+            spread=self.spread,
         )
+
+    def _read_masks(self, height: int, width: int) -> tuple[Tensor | None, Tensor | None]:
+        """Masks ``(n, c, l)`` on a grid, and which phrases each prompt has, as a site has them."""
+        if self.masks is None:
+            return None, None
+        masks, named = self.masks.read(height, width), self.masks.named
+        if masks is None or self.spread is None:
+            return masks, named
+        if (height, width) not in self._collected:
+            masks, named = (
+                self.spread.collect(x.byte(), range(self.spread.images)).bool()
+                for x in (masks, named)
+            )
+            self._collected[height, width] = masks, named
+        return self._collected[height, width]
 
 
 class PlainForward:
@@ -173,6 +204,29 @@ class CrossAttentionRecorder:
             for project, x in ((attn.to_q, hidden_states), (attn.to_k, text))
         )
         self.masks.add(q, k, *self.call.grid(q.shape[2]))
+
+
+class KeyRecorder:
+    """Tells ``matches`` the keys of a self-attention layer, in the conditional half.
+
+    A pre-hook that computes them once more beside the layer. Those of anchors that are drawn by
+    other processes come from there.
+    """
+
+    def __init__(self, call: UNetCall, matches: RecordedMatches):
+        self.call = call
+        self.matches = matches
+
+    @torch.no_grad()
+    def __call__(self, attn: Any, args: tuple[Any, ...]) -> None:
+        """Reads the layer's input ``(g n) l c``."""
+        anchors, spread = range(self.matches.anchors), self.call.spread
+        if self.call.plain or len(anchors) < 2:
+            return
+        keys = attn.to_k(args[0][-self.call.n :])
+        shown = spread.collect(keys, anchors) if spread else keys[: len(anchors)]
+        images = spread.own if spread else range(self.call.n)
+        self.matches.add(keys, shown, images, *self.call.grid(keys.shape[1]))
 
 
 class FeatureRecorder:

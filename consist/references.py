@@ -20,7 +20,7 @@ from torch import Tensor
 from consist.config import RunConfig, spread_seeds
 from consist.errors import ConsistError
 from consist.methods import build
-from consist.methods.method import Masked, Prompting
+from consist.methods.method import Prompting, reads_words
 from consist.models import Pipeline
 from consist.phrases import shared_phrase
 from consist.pictures import open_picture, unreadable
@@ -79,7 +79,7 @@ def _method_for(config: RunConfig, prompts: tuple[str, ...]) -> dict[str, Any]:
         raise ConsistError("references are the anchors themselves; leave the method's anchors out")
     told = {**config.method, "anchors": len(prompts)}
     build(told)
-    if isinstance(method, Masked) and not method.subject:
+    if reads_words(method) and not method.subject:
         told["subject"] = [shared_phrase(prompts + config.prompts)]
     return told
 

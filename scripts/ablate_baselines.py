@@ -1,5 +1,7 @@
 """All methods with their defaults: what they gain over isolated pictures, and what they cost.
 
+All are compared with the default one, beside the isolated pictures.
+
     python scripts/ablate_baselines.py --quick         # a try of minutes
     python scripts/ablate_baselines.py                 # all sets of the first half
     python scripts/ablate_baselines.py --half second   # the table to quote
@@ -21,7 +23,7 @@ import torch
 from consist.ablation.settings import Setting
 from consist.benchmarks import load_benchmark
 from consist.cli.ablation import ablate
-from consist.config import RunConfig, plan
+from consist.config import DEFAULT_METHOD, RunConfig, plan
 from consist.drawing import draw
 from consist.evaluate import configure
 from consist.methods import METHODS, build
@@ -41,7 +43,10 @@ def settings(model: str) -> list[Setting]:
     methods = {name: {"name": name, **FITTING.get(name, {})} for name in METHODS}
     return [
         Setting(
-            name=name, method=method, group=name, against="" if name == "spectral" else "spectral"
+            name=name,
+            method=method,
+            group=name,
+            against="" if name == DEFAULT_METHOD else DEFAULT_METHOD,
         )
         for name, method in methods.items()
         if name != ISOLATED

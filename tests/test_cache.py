@@ -1,6 +1,7 @@
 """Further pictures without their anchors: from what the anchors shared, kept in a file."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import consist.drawing as drawing
+from consist import sharing
 from consist.attention import shared_attention
 from consist.cache import CacheFile, describe
 from consist.cli import app
@@ -18,6 +20,7 @@ from consist.drawing import complete, generate
 from consist.errors import ConsistError
 from consist.methods import build
 from consist.methods.cached import Cached, Recording, compress, expand, factor, refuse_uncached
+from consist.methods.method import Blending, Injecting, Masked, Site, masks_of, reads_words
 from consist.more import CACHE_FILE, extend, redo, take_subject
 from consist.origin import versions
 from consist.phrases import find_subject
@@ -51,7 +54,7 @@ def latents(pipe, prompts, method, seeds, *, guidance=3.0, subject=False):
 def record(pipe, method, *, anchors=PROMPTS, guidance=3.0, energy=1.0, dtype=torch.float32):
     """As the recorded run draws them: the anchors, and the first of them once more."""
     recording = Recording(method, energy=energy, dtype=dtype)
-    subject = hasattr(method, "subject")
+    subject = reads_words(method)
     seeds = (*range(len(anchors)), 0)
     drawn = (*anchors, anchors[0])
     latents(pipe, drawn, recording, seeds, guidance=guidance, subject=subject)
@@ -60,7 +63,7 @@ def record(pipe, method, *, anchors=PROMPTS, guidance=3.0, energy=1.0, dtype=tor
 
 def from_both(pipe, method, guidance=3.0, **changes):
     """New latents beside their anchors, from the cache, and without either."""
-    subject = hasattr(method, "subject")
+    subject = reads_words(method)
     whole = latents(pipe, PROMPTS + NEW, method, (0, 1, 2), guidance=guidance, subject=subject)
     kept = record(pipe, method, guidance=guidance, **changes)
     cached = latents(pipe, NEW, Cached(method, kept), (2,), guidance=guidance)
@@ -84,10 +87,11 @@ def pictures(folder):
     ("method", "guidance"),
     [
         ({"name": "spectral"}, 3.0),
-        ({"name": "spectral", "window": "0,0.5"}, 1.0),
+        ({"name": "spectral", "window": "0,0.7"}, 1.0),
         ({"name": "shared", "strength": 2.0}, 3.0),
         ({"name": "sdsa", "subject": ["cat"], "strength": 2.0}, 3.0),
         ({"name": "storydiffusion", "chances": "0.5,1"}, 3.0),
+        ({"name": "matched", "injection": 0.0, "blending": (0.0, 0.0)}, 3.0),
     ],
 )
 def test_all_that_was_shared_gives_what_the_anchors_give(host, method, guidance, request):
@@ -99,12 +103,62 @@ def test_all_that_was_shared_gives_what_the_anchors_give(host, method, guidance,
     assert dict(pipe.unet.attn_processors) == processors
 
 
+def test_anchors_are_drawn_as_they_are_without_a_recording():
+    method = build({"name": "matched"})
+    recording = Recording(method)
+    for kind in (Masked, Blending, Injecting):
+        assert isinstance(recording, kind)
+    assert masks_of(recording) == "matches"
+    assert not reads_words(recording)
+    for name in ("rewrite", "blends", "inject"):
+        assert getattr(recording, name) == getattr(method, name)
+
+
 def test_a_single_anchor_is_recorded_too(sd_pipe):
     method = build({"name": "shared", "anchors": 1})
     whole = latents(sd_pipe, PROMPTS, method, (0, 1))
     cached = Cached(method, record(sd_pipe, method, anchors=PROMPTS[:1]))
     again = latents(sd_pipe, PROMPTS[1:], cached, (1,))
     torch.testing.assert_close(again, whole[1:], rtol=0, atol=1e-4)
+
+
+SITE = Site(layer="up_blocks.0", height=2, width=2, progress=0.5, g=2, n=3)
+
+
+def record_last(hidden):
+    """Records three images that show two tokens each; ``hidden`` are those that the last misses.
+
+    Returns what the last image gets beside the others, its q, k, v, and what is kept.
+    """
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2 * 3, 2, 4, 8, generator=generator)
+    visible = torch.ones(3, 3, dtype=torch.bool)
+    visible[-1, hidden] = False
+    bank = sharing.Bank(
+        k=torch.randn(2, 2, 6, 8, generator=generator),
+        v=torch.randn(2, 2, 6, 8, generator=generator),
+        owner=torch.tensor([0, 0, 1, 1, 2, 2]),
+        bias=torch.randn(6, generator=generator),
+        visible=visible,
+    )
+    recording = Recording(lambda *call: bank, energy=1.0, dtype=torch.float32)
+    recording(q, k, v, SITE)
+    last = [x[[2, 5]] for x in (q, k, v)]
+    return sharing.attend(q, k, v, bank)[[2, 5]], last, recording.kept
+
+
+@pytest.mark.parametrize("hidden", [[], [0], [1]])
+def test_only_what_the_last_image_sees_is_kept(hidden):
+    beside, last, kept = record_last(hidden)
+    bank = Cached(build({"name": "shared"}), kept)(*last, replace(SITE, n=1))
+    assert bank.k.shape[2] == 4 - 2 * len(hidden)
+    torch.testing.assert_close(sharing.attend(*last, bank), beside, rtol=1e-4, atol=1e-4)
+
+
+def test_an_image_that_sees_nothing_keeps_nothing():
+    _, last, kept = record_last([0, 1])
+    assert Cached(build({"name": "shared"}), kept)(*last, replace(SITE, n=1)) is None
+    assert not any(len(x) for x in kept.values())
 
 
 def test_a_timestep_may_come_twice(sd_pipe, monkeypatch):
@@ -181,7 +235,6 @@ def test_half_precision_holds_factors_where_it_holds_the_matrix():
     ("method", "reason"),
     [
         ({"name": "one-prompt"}, "it draws all pictures from one prompt"),
-        ({"name": "consistory", "subject": ["cat"]}, "features of the anchors are injected"),
         ({"name": "stylealigned"}, "queries and keys of each picture are brought to those"),
         ({"name": "query-aware"}, "depends on the queries of all pictures"),
         ({"name": "sdsa", "subject": ["cat", "bus"]}, "needs one subject to look for, and has 2"),
@@ -195,7 +248,7 @@ def test_a_method_that_needs_its_anchors_is_refused(method, reason):
         refuse_uncached(build(method), name)
 
 
-@pytest.mark.parametrize("name", ["shared", "spectral", "agreement", "notch", "storydiffusion"])
+@pytest.mark.parametrize("name", ["shared", "spectral", "matched", "agreement", "storydiffusion"])
 def test_the_others_are_not(name):
     refuse_uncached(build({"name": name}), name)
 
@@ -225,8 +278,9 @@ def test_a_file_is_read_back(tmp_path):
     ("changes", "message"),
     [
         ({"model": "some/model"}, 'model "mini", not "some/model"'),
-        ({"method": {"name": "shared"}}, 'method {"name": "spectral"}, not {"name": "shared"}'),
+        ({"method": {"name": "shared"}}, 'method {"name": "matched"}, not {"name": "shared"}'),
         ({"loras": ("style.safetensors",)}, r"loras \[\], not"),
+        ({"embeddings": ("tom.safetensors",)}, r"embeddings \[\], not"),
         ({"anchor_prompts": (PROMPTS[0], "a dog")}, "anchor prompts .*, not .*dog"),
         ({"anchor_seeds": (3, 6)}, r"anchor seeds \[3, 5\], not \[3, 6\]"),
         ({"negative": "blur"}, 'negative "", not "blur"'),

@@ -85,7 +85,7 @@ def test_new_words_are_named(tmp_path):
         (["a cat", "--anchors", "2"], "2 anchors were asked for, but there are 1 images"),
         (["a cat", "--anchors", "some"], "anchors is 'some'"),
         (["a cat", "--set", "pool"], "--set takes NAME=VALUE"),
-        (["a cat", "--set", "depth=3"], "spectral has no field 'depth'"),
+        (["a cat", "--set", "depth=3"], "matched has no field 'depth'"),
         (["a cat", "--guidance", "nan"], "guidance must be between 0 and 100, not nan"),
         (["a cat", "--steps", "0"], "steps must be between 1 and 1000, not 0"),
         (["a cat", "--size", "big"], "size 'big' is neither"),

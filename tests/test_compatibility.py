@@ -23,7 +23,7 @@ from diffusers import (
 import consist
 from consist.config import Chunk, RunConfig
 from consist.methods import METHODS, build
-from consist.methods.method import Masked
+from consist.methods.method import reads_words
 from consist.preparing import subject_tokens
 from consist.prompting import conditioning
 
@@ -43,7 +43,7 @@ def draw(pipe, name, *, images=3, steps=3, height=16, width=16, **options):
     """Latents of ``images`` scenes of a cat, by a method; and that nothing of it is left."""
     prompts = tuple(f"a cat {SCENES[i % len(SCENES)]}" for i in range(images))
     config = RunConfig(prompts=prompts, seeds=tuple(range(images)))
-    fields = {"subject": ["cat"]} if isinstance(METHODS[name](), Masked) else {}
+    fields = {"subject": ["cat"]} if reads_words(METHODS[name]()) else {}
     method = build({"name": name, **fields})
     before = {key: id(processor) for key, processor in pipe.unet.attn_processors.items()}
     generators = [torch.Generator().manual_seed(seed) for seed in config.seeds]

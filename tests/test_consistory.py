@@ -16,7 +16,7 @@ from consist.correspondence import RecordedFeatures, find_matches
 from consist.layers import feature_block, recorded_layers
 from consist.masks import find_masks
 from consist.methods import build
-from consist.methods.method import Blending, Injecting, Masked, Site
+from consist.methods.method import Blending, Injecting, Named, Site
 
 UP = "up_blocks.1.attentions.0.transformer_blocks.0.attn1"
 DOWN = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -164,7 +164,7 @@ def test_is_made_from_texts():
     made = build({"name": "consistory", **texts})
     windows = {"injection_window": (0.1, 0.34)}
     assert made == consist.Consistory(blending=(0.7, 0.5), injection=0.0, **windows)
-    for kind in (Masked, Blending, Injecting):
+    for kind in (Named, Blending, Injecting):
         assert isinstance(made, kind)
         assert not isinstance(consist.Spectral(), kind)
 

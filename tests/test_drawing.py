@@ -42,7 +42,7 @@ def test_a_run_holds_what_was_asked(tmp_path):
                 assert image.size == (128, 128)
                 assert image.text["prompt"] == PROMPTS[index]
                 assert image.text["seed"] == str(index)
-                assert json.loads(image.text["consist"])["row"] == (row or "spectral")
+                assert json.loads(image.text["consist"])["row"] == (row or "matched")
     with Image.open(folder.grid_path) as grid:
         assert grid.width > 2 * 128
     assert [done for done, _ in told] == sorted(done for done, _ in told)

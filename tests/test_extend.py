@@ -94,7 +94,7 @@ def test_an_extended_run_is_an_ordinary_one(tmp_path, model_for):
     assert record["finished"]
     assert record["images"][2] == {"file": "002.png", "prompt": MORE[0], "seed": 6}
     assert record["config"]["anchor_prompts"] == list(PROMPTS)
-    assert record["config"]["method"] == {"name": "spectral", "anchors": 2}
+    assert record["config"]["method"] == {"name": "matched", "anchors": 2}
     assert run.grid_path.read_bytes() != grid
     alone = RunConfig(prompts=MORE[:1], seeds=(6,), steps=2, method={"name": "isolated"})
     alone = generate(alone, tmp_path / "alone", model_for=model_for)

@@ -200,7 +200,8 @@ def test_memory_does_not_grow_with_layers_and_steps():
         for layer in range(3):
             recorded.add(*draw_layer(layer), *GRID)
         recorded.read(*GRID)
-    held = [recorded._sums, recorded._waiting, recorded._masks]
+    maps = recorded._maps
+    held = [maps._sums, maps._waiting, maps._masks]
     assert [list(tensors) for tensors in held] == [[GRID]] * 3
     assert all(x.numel() <= N * 2 * L for tensors in held for x in tensors.values())
 

@@ -12,6 +12,7 @@ from consist.cli import app
 from consist.config import RunConfig
 from consist.origin import versions
 from consist.subject import Subject
+from consist.training.disk import write_tensors
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,6 +42,7 @@ def test_its_commands_parse(command, tmp_path, monkeypatch):
     monkeypatch.setenv("CONSIST_HOME", str(tmp_path))
     Path("prompts.txt").write_text("a cat in paris\na cat on a beach\na cat in a forest\n")
     Image.new("RGB", (8, 8)).save("photo.png")
+    write_tensors(tmp_path / "cat.safetensors", {}, {"prompt": "a xyz cat"})
     method = {"name": "spectral", "anchors": 1}
     recipe = RunConfig(prompts=("a cat in paris",), seeds=(0,), method=method)
     Subject(config=recipe, versions=versions(recipe.model)).save("tom")

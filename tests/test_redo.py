@@ -60,7 +60,7 @@ def test_every_old_picture_is_kept(run, model_for):
 def test_the_new_picture_sees_the_anchors_as_they_were(run, tmp_path, model_for):
     """It is what a further picture of the run would be."""
     whole = config(prompts=(*PROMPTS, "a cat in a forest"), seeds=(0, 1, 2, 7), compare=False)
-    method = {"name": "spectral", "anchors": 3}
+    method = {"name": "matched", "anchors": 3}
     whole = RunConfig(**{**vars(whole), "method": method})
     expected = generate(whole, tmp_path / "whole", model_for=model_for)
     redo(run.path, 0, prompt="a cat in a forest", seed=7, model_for=model_for)

@@ -20,7 +20,7 @@ from consist.errors import ConsistError
 from consist.layers import recorded_layers
 from consist.masks import RecordedMasks, find_masks
 from consist.methods import build
-from consist.methods.method import Masked, Site
+from consist.methods.method import Masked, Named, Site
 from consist.recorders import CrossAttentionRecorder
 
 LAYER = "up_blocks.0.attentions.1.transformer_blocks.0.attn1"
@@ -101,7 +101,7 @@ def test_spectra_act_before_the_mask():
     batch = draw_batch()
     spectra = {"keys": "log", "values": "count:1", "anchors": 2}
     found = consist.Sdsa(mask_dropout=0.0, **spectra)(*batch, site())
-    whole = consist.Spectral(**spectra)(*batch, site())
+    whole = consist.Spectral(masks="none", **spectra)(*batch, site())
     kept = draw_masks()[:2].flatten()
     assert torch.equal(found.k, whole.k[:, :, kept])
     assert torch.equal(found.v, whole.v[:, :, kept])
@@ -232,7 +232,8 @@ def test_is_made_from_texts():
     assert build({"name": "sdsa", **texts}) == expected
     assert build({"name": "sdsa", "subject": ["cat"]}).subject == ("cat",)
     assert isinstance(expected, Masked)
-    assert not isinstance(consist.Spectral(), Masked)
+    assert not isinstance(consist.Spectral(), Named)
+    assert not isinstance(consist.Shared(), Masked)
 
 
 # in a pipeline

@@ -19,7 +19,7 @@ from consist.subject import Subject, list_subjects, subject_path
 
 PROMPTS = ("a cat in Paris", "a cat on the moon")
 RECIPE = RunConfig(
-    prompts=PROMPTS, seeds=(0, 1), steps=2, method={"name": "spectral", "anchors": 2}
+    prompts=PROMPTS, seeds=(0, 1), steps=2, method={"name": "matched", "anchors": 2}
 )
 
 
@@ -177,7 +177,7 @@ def test_the_commands_save_list_show_and_draw(run):
     assert invoke("subject", "save", run.path, "tom", "--force").exit_code == 0
     listed = invoke("subject", "list").stdout
     assert "tom" in listed
-    assert "spectral" in listed
+    assert "matched" in listed
     (entry,) = json.loads(invoke("subject", "list", "--json").stdout)
     assert (entry["name"], entry["config"]["seeds"]) == ("tom", [0, 1])
     shown = invoke("subject", "show", "tom").stdout

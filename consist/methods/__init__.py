@@ -8,6 +8,7 @@ from consist.errors import ConsistError, unknown
 from consist.methods.agreement import Agreement, Notch
 from consist.methods.consistory import Consistory
 from consist.methods.isolated import Isolated
+from consist.methods.matched import Matched
 from consist.methods.method import Method
 from consist.methods.one_prompt import OnePrompt
 from consist.methods.query_aware import QueryAware
@@ -18,6 +19,7 @@ from consist.methods.stylealigned import StyleAligned
 
 METHODS: dict[str, type[Method]] = {
     "isolated": Isolated,
+    "matched": Matched,
     "shared": Shared,
     "spectral": Spectral,
     "agreement": Agreement,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from consist.decomposition import eigh, in_floats
 from consist.methods.method import Site
-from consist.methods.spectral import MATRICES, Spectral
+from consist.methods.spectral import MATRICES, Reweighted
 from consist.sharing import Bank
 
 Rule = Callable[[Tensor], Tensor]
@@ -35,7 +35,7 @@ FAINTEST = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Directions(Spectral):
+class Directions(Reweighted):
     """What ``Agreement`` and ``Notch`` have in common: a rule on the energies of the anchors.
 
     The spectra come first, if there are any: flattening afterwards would lift what the rule has
@@ -60,7 +60,7 @@ class Directions(Spectral):
         raise NotImplementedError
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Bank | None:
-        """What is shared at this site, with its directions weighed; else as ``Spectral``."""
+        """What is shared at this site, with its directions weighed; else as ``Reweighted``."""
         bank = super().__call__(q, k, v, site)
         if bank is None or bank.k.shape[2] == k.shape[2]:
             return bank

@@ -16,7 +16,17 @@ from torch import Tensor
 
 from consist.decomposition import decompose
 from consist.errors import ConsistError
-from consist.methods.method import Injecting, Masked, Method, Prompting, Rewriting, Site
+from consist.methods.method import (
+    Blending,
+    Injecting,
+    Masked,
+    Method,
+    Named,
+    Prompting,
+    Rewriting,
+    Site,
+    reads_words,
+)
 from consist.methods.query_aware import QueryAware
 from consist.sharing import Bank, keep_tokens
 from consist.spectrum import keep_energy
@@ -44,9 +54,16 @@ class Recording:
         # by the names of ``_Calls``, on the CPU
         self.kept: dict[str, Tensor] = {}
         self._calls = _Calls()
+        # makes it Masked or Named itself, so that it is told where the subject is
         if isinstance(method, Masked):
-            # makes it Masked itself, so that it is told where the subject is
+            self.masks = method.masks
+        if isinstance(method, Named):
             self.subject = method.subject
+        # and whatever else makes the anchors what they are
+        if isinstance(method, Blending):
+            self.blends, self.rewrite = method.blends, method.rewrite
+        if isinstance(method, Injecting):
+            self.inject = method.inject
 
     def covers(self, layer: str) -> bool:
         """As the method does."""
@@ -85,7 +102,9 @@ class Recording:
 class Cached:
     """A method that shows all images of a batch, none of them an anchor, what was recorded.
 
-    For one call of a pipeline, which takes the steps of the one that was recorded.
+    For one call of a pipeline, which takes the steps of the one that was recorded. Of a method such
+    as ``Consistory`` the bank alone was recorded: queries stay as they are, and no features are
+    injected.
 
     Args:
         method: The one that was recorded.
@@ -227,12 +246,10 @@ def _needs(method: Method) -> str:
     """Why a method cannot do without its anchors in the batch; "" if it can."""
     if isinstance(method, Prompting):
         return "it draws all pictures from one prompt"
-    if isinstance(method, Injecting):
-        return "features of the anchors are injected into each picture"
-    if isinstance(method, Rewriting):
+    if isinstance(method, Rewriting) and not isinstance(method, Blending):
         return "queries and keys of each picture are brought to those of an anchor beside it"
     if isinstance(method, QueryAware):
         return "what is shared depends on the queries of all pictures in the batch"
-    if isinstance(method, Masked) and len(method.subject) != 1:
+    if reads_words(method) and len(method.subject) != 1:
         return f"it needs one subject to look for, and has {len(method.subject)}"
     return "" if method.anchor_count(1) else "it shares nothing"

@@ -6,7 +6,7 @@ A method never computes attention and never sees diffusers.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from consist.approximation import Bases
 from consist.correspondence import RecordedFeatures
 from consist.sharing import Bank
+from consist.spread import Spread
 
 Window = tuple[float, float]  # of progress: [start, stop), and a stop of 1 is included
 
@@ -46,6 +47,8 @@ class Site:
     features: RecordedFeatures | None = field(default=None, compare=False, repr=False)
     # singular vectors of the step before, for a method that begins where that ended
     bases: Bases = field(default_factory=Bases, compare=False, repr=False)
+    # where only some of the n images are in the batch of this process: q, k, v are of these then
+    spread: Spread | None = field(default=None, compare=False, repr=False)
 
     def generator(self, scope: str | None = None) -> torch.Generator:
         """A new generator on the CPU for the random choices of this call.
@@ -91,13 +94,37 @@ class Method(Protocol):
         """What is shared at this site, for q, k, v ``(g n) h l d``; None: nothing."""
 
 
+# where the masks of a method are from: the words for its subject, what the anchors have in common,
+# or nowhere
+WORDS, MATCHES, NONE = "words", "matches", "none"
+
+
 @runtime_checkable
 class Masked(Method, Protocol):
-    """A method that must be told where the subject is: it reads ``masks`` of a site."""
+    """A method that may be told where the subject is: it reads ``masks`` of a site."""
+
+    @property
+    def masks(self) -> str:
+        """Where they are from: ``WORDS``, ``MATCHES`` or ``NONE``."""
+
+
+@runtime_checkable
+class Named(Masked, Protocol):
+    """A method that can look for words of the prompts."""
 
     @property
     def subject(self) -> tuple[str, ...]:
         """The phrases of the prompts that name it; none: what all prompts start with."""
+
+
+def masks_of(method: Method) -> str:
+    """Where the masks of any method are from."""
+    return method.masks if isinstance(method, Masked) else NONE
+
+
+def reads_words(method: Method) -> TypeGuard[Named]:
+    """Whether a method looks for words of the prompts, and must be told of them."""
+    return isinstance(method, Named) and method.masks == WORDS
 
 
 @runtime_checkable

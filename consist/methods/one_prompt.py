@@ -13,14 +13,14 @@ from torch import Tensor
 from consist.decomposition import decompose
 from consist.errors import ConsistError
 from consist.methods.method import Site
-from consist.methods.spectral import Spectral
+from consist.methods.spectral import Reweighted
 from consist.sharing import Bank
 
 END_SCALE = 0.9  # of the end tokens at every reweighting, with ends="scaled"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnePrompt(Spectral):
+class OnePrompt(Reweighted):
     """Draws every image from one prompt that holds all scenes, with its own scene made to lead.
 
     1Prompt1Story has three parts. The prompt ``[P0; P1; ...; PN]`` is the identity ``P0`` and what
@@ -37,7 +37,7 @@ class OnePrompt(Spectral):
     The same noise for all images raises their scores by itself and is no part of the method; the
     command line has ``--same-noise``. SDXL's pooled embedding is that of the whole prompt.
 
-    With ``shared`` self-attention is that of ``Spectral``, whose fields have no effect without it.
+    With ``shared`` self-attention is that of ``Reweighted``, whose fields else have no effect.
 
     Raises:
         ValueError: A field is out of its range, when made; more anchors than images, when called.
@@ -51,6 +51,8 @@ class OnePrompt(Spectral):
     ipca: float = 1.0  # weight of the identity's appended words, at least 0; 0: none are appended
     ipca_dropout: float = 0.0  # chance that a place does not see one of them, in [0, 1)
     shared: bool = False  # self-attention is shared too
+    keys: str = "energy:0.95"  # spectrum of the shared keys
+    values: str = "log"  # spectrum of the shared values
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +79,7 @@ class OnePrompt(Spectral):
         return super().anchor_images(site) if self.shared else ()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Bank | None:
-        """What self-attention shares, as ``Spectral``; None unless ``shared``."""
+        """What self-attention shares, as ``Reweighted``; None unless ``shared``."""
         return super().__call__(q, k, v, site) if self.shared else None
 
     def reweight(

@@ -8,24 +8,27 @@ from torch import Tensor
 
 from consist.decomposition import decompose, in_floats, weights_of
 from consist.methods.method import Site
-from consist.methods.spectral import MATRICES, Spectral
+from consist.methods.spectral import MATRICES, Reweighted
 from consist.spectrum import Spectrum, identity, parse_spectrum
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryAware(Spectral):
-    """Spectral, with the spectrum of the keys taken from the logits ``Q K^T``.
+class QueryAware(Reweighted):
+    """Shared, with the spectrum of the keys taken from the logits ``Q K^T``.
 
     Hypothesis: a direction of the keys that no query asks for costs rank and carries nothing, so
     truncating the logits keeps more of the subject at the same leakage than truncating the keys
-    alone. It is refuted if ``Spectral`` with the same spectrum is not below it on the front of
+    alone. It is refuted if ``Reweighted`` with the same spectrum is not below it on the front of
     identity against leakage. Untested; the optimum is that of KQ-SVD (arXiv:2512.05916, of which
     the abstract was read; derived anew in ``filter_logits``). ``Q`` is that of all images of the
-    guidance half. Values are those of ``Spectral``.
+    guidance half. Values are those of ``Reweighted``.
 
     Raises:
         ValueError: A field is out of its range, when made; more anchors than images, when called.
     """
+
+    keys: str = "energy:0.95"  # spectrum of the logits, see consist.spectrum.parse_spectrum
+    values: str = "log"  # spectrum of the values
 
     def __post_init__(self) -> None:
         super().__post_init__()

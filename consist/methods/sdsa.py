@@ -6,13 +6,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from consist.methods.method import Site
-from consist.methods.spectral import Spectral
+from consist.methods.method import MATCHES, WORDS, Site
+from consist.methods.spectral import Reweighted
 from consist.sharing import Bank, keep_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sdsa(Spectral):
+class Sdsa(Reweighted):
     """Every image attends to the subject of the anchor images: ConsiStory's SDSA, in one pass.
 
     Section 4.1, eq. 2-3: ``A_i = softmax(Q_i K+^T / sqrt(d) + log M_i+)``, where ``M_i+`` is 1 for
@@ -31,12 +31,15 @@ class Sdsa(Spectral):
     """
 
     subject: tuple[str, ...] = ()  # phrases of the prompts; none: what all prompts start with
+    masks: str = WORDS  # "words": cross-attention to the subject; "matches": as of Spectral
     mask_dropout: float = 0.5  # chance that a subject token is left out, in [0, 1)
     keys: str = "identity"  # spectrum of the keys, see consist.spectrum.parse_spectrum
     values: str = "identity"  # spectrum of the values
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.masks not in (WORDS, MATCHES):
+            raise ValueError(f"masks is {self.masks!r}; allowed: {WORDS!r} or {MATCHES!r}")
         if not isinstance(self.subject, tuple) or not all(self.subject):
             raise ValueError(f"subject is {self.subject!r}; allowed: phrases such as ('cat',)")
         if not 0 <= self.mask_dropout < 1:

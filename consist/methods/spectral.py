@@ -13,8 +13,8 @@ from torch import Tensor
 
 from consist.approximation import SOLVERS, find_solver
 from consist.backend import filter_tokens
-from consist.methods.method import Site, Window, is_within
-from consist.sharing import Bank, pack
+from consist.methods.method import MATCHES, NONE, Site, Window, is_within
+from consist.sharing import Bank, keep_tokens, pack
 from consist.spectrum import parse_spectrum
 
 
@@ -80,6 +80,8 @@ class Shared:
         if self.strength != 1:
             weight = math.log(self.strength)
             bias = torch.full((len(anchors), k.shape[2]), weight, device=k.device)
+        if site.spread:
+            return site.spread.pack(k, v, anchors, bias=bias)
         return pack(k, v, anchors, images=site.n, bias=bias)
 
     def _is_open(self, site: Site) -> bool:
@@ -97,18 +99,17 @@ MATRICES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spectral(Shared):
+class Reweighted(Shared):
     """Shared, with the singular values of the anchors' keys and values reweighted.
 
-    Grishina 2025 has ``width="full"``, ``pool="anchor"``, ``centered=False``. An image's own keys
-    and values stay as they are; the guidance halves are never mixed.
+    An image's own keys and values stay as they are; the guidance halves are never mixed.
 
     Raises:
         ValueError: A field is out of its range, when made; more anchors than images, when called.
     """
 
-    keys: str = "energy:0.95"  # spectrum of the keys, see consist.spectrum.parse_spectrum
-    values: str = "log"  # spectrum of the values
+    keys: str = "identity"  # spectrum of the keys, see consist.spectrum.parse_spectrum
+    values: str = "identity"  # spectrum of the values
     width: str = "head"  # "head": each head alone; "full": all heads side by side
     pool: str = "all"  # "anchor": each anchor alone; "all": their tokens below one another
     centered: bool = True  # the mean token is kept out of the reweighting
@@ -155,3 +156,39 @@ class Spectral(Shared):
         spectrum = parse_spectrum(text)
         filtered = filter_tokens(matrices, spectrum, centered=self.centered, solve=solve)
         return rearrange(filtered, f"{matrix} -> {packed}", a=anchors, h=x.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectral(Reweighted):
+    """All tokens of the anchors, with small singular values zeroed and the rest reweighted.
+
+    Grishina 2025 has ``width="full"``, ``pool="anchor"``, ``centered=False``: singular values alone
+    shall keep backgrounds out. With ``masks="matches"`` only those tokens of each anchor are shared
+    that all other anchors have something like, see ``consist.matches``; none at the first step,
+    before that is known.
+
+    Raises:
+        ValueError: A field is out of its range, when made; more anchors than images, when called.
+    """
+
+    masks: str = NONE  # "none": all tokens are shared; "matches": what the anchors have in common
+    keys: str = "energy:0.95"  # spectrum of the keys, see consist.spectrum.parse_spectrum
+    values: str = "log"  # spectrum of the values
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.masks not in (NONE, MATCHES):
+            raise ValueError(f"masks is {self.masks!r}; allowed: {NONE!r} or {MATCHES!r}")
+
+    def anchor_images(self, site: Site) -> tuple[int, ...]:
+        """The images of the batch whose tokens are shared, in ascending order."""
+        waits = self.masks == MATCHES and site.masks is None
+        return () if waits else super().anchor_images(site)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Bank | None:
+        """What is shared at this site; the spectra act on all tokens, and the masks come after."""
+        anchors = list(self.anchor_images(site))
+        bank = super().__call__(q, k, v, site) if anchors else None
+        if bank is None or self.masks == NONE or site.masks is None:
+            return bank
+        return keep_tokens(bank, site.masks[anchors].any(1).flatten())
