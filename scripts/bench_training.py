@@ -156,7 +156,9 @@ def train_baseline(config: TrainConfig, watch: Watch, model_for: Any) -> None:
     encoder.requires_grad_(False)
     if config.kind == LORA:
         unet.requires_grad_(False)
+        # more than the example's, which are the first four: the same modules as ours
         targets = ["to_q", "to_k", "to_v", "to_out.0"]
+        targets += ["proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
         unet.add_adapter(
             LoraConfig(
                 r=config.rank,

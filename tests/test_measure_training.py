@@ -40,7 +40,7 @@ from consist.protocol.known import (
 from consist.protocol.learners import LEARNERS, TOKEN, Learner, drawn_with
 from consist.protocol.standing import KEPT, plot, stand, write_standings
 from consist.report.curves import Curve, Panel, draw_curves
-from consist.training.recipe import DREAMBOOTH, LORA, TEXTUAL_INVERSION
+from consist.training.recipe import DREAMBOOTH, KINDS, LORA, SUITED, TEXTUAL_INVERSION
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "measure_training.py"
 MASK = np.ones((4, 4), dtype=bool)
@@ -223,6 +223,17 @@ def test_every_way_to_learn_is_another_training():
         assert config.steps == 3
         (out,) = [v for v in drawn_with(config).values() if "f" in str(v) and v != "mini"]
         assert str(Path("f").resolve()) in str(out)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_suits_mini_is_taken_only_where_nothing_is_asked(kind):
+    learner, given = Learner(name="x", kind=kind), {"prompt": f"a {TOKEN}"}
+    found = learner.configure(Path("p"), Path("f"), "cat", **given).suited_to("mini")
+    suited = vars(SUITED[kind, "mini"])
+    assert {name: getattr(found, name) for name in suited} == suited
+    asked = {"steps": 7, "lr": 1e-5, "batch_size": 3, "ema": 0.0}
+    config = learner.configure(Path("p"), Path("f"), "cat", **given, **asked)
+    assert {name: getattr(config.suited_to("mini"), name) for name in asked} == asked
 
 
 def test_what_was_learned_is_drawn_with_as_it_is_written():

@@ -131,6 +131,14 @@ def test_a_lora_is_loaded_back_exactly_with_its_alpha(photos, tiny):
     assert not torch.allclose(answer(loaded), answer(tiny), atol=1e-3)
 
 
+def test_a_lora_has_all_matrices_of_the_transformers_and_no_other(photos, tiny):
+    _, parts = denoising_of(config_of(photos), tiny)
+    names = {name.partition(".lora_")[0].removeprefix("unet.") for name in parts.unet_parameters}
+    unet = tiny.unet.named_modules()
+    wanted = {n for n, m in unet if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
+    assert names == {name for name in wanted if ".attentions." in name}
+
+
 def test_sdxl_is_told_of_sizes_and_learns(photos, sdxl_pipe):
     config = config_of(photos, steps=1, batch_size=1, text_encoder=True)
     out = finetune(config, model_for=model_of(sdxl_pipe))

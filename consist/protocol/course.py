@@ -55,6 +55,7 @@ FREE = (
     Free(name="untrained word", method={"name": ISOLATED}, identified=True),
     Free(name="spectral", method={"name": "spectral"}),
     Free(name="sdsa", method={"name": "sdsa"}),
+    Free(name="matched", method={"name": "matched"}),
     Free(name="reference, 1 photo", method={"name": "spectral"}, photos=1),
     Free(name="reference, 4 photos", method={"name": "spectral"}, photos=4),
 )

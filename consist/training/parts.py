@@ -25,7 +25,9 @@ from consist.training.recipe import (
 )
 from consist.words import WordEmbedding, pairs
 
+# all matrices of the transformers: with those of attention alone `mini` hardly learns a subject
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+UNET_TARGETS += ["proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
