@@ -13,10 +13,15 @@ from consist.errors import ConsistError
 from consist.ranks import joined
 from consist.worklist import unwatched
 
-folder = Path(sys.argv[1])
-with joined("cpu") as ranks:
-    for name, fields in json.loads((folder / "runs.json").read_text()).items():
-        try:
-            generate_across(ranks, RunConfig.from_json(fields), folder / name, unwatched)
-        except ConsistError as error:
-            (folder / f"{name}-{ranks.rank}.txt").write_text(str(error))
+
+def main(folder: Path) -> None:
+    with joined("cpu") as ranks:
+        for name, fields in json.loads((folder / "runs.json").read_text()).items():
+            try:
+                generate_across(ranks, RunConfig.from_json(fields), folder / name, unwatched)
+            except ConsistError as error:
+                (folder / f"{name}-{ranks.rank}.txt").write_text(str(error))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -98,7 +98,7 @@ def test_all_methods_take_words_and_leave_the_model_as_it_was(learned, tmp_path)
 
 
 def test_runs_without_words_keep_their_folders():
-    config = RunConfig(prompts=("a cat",), seeds=(0,))
+    config = RunConfig(prompts=("a cat",), seeds=(0,), method={"name": "spectral"})
     assert "embeddings" in config.to_json()
     assert default_folder(config).name == "a-cat-ed9299ea"
 

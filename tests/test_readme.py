@@ -46,7 +46,11 @@ def test_its_commands_parse(command, tmp_path, monkeypatch):
     method = {"name": "spectral", "anchors": 1}
     recipe = RunConfig(prompts=("a cat in paris",), seeds=(0,), method=method)
     Subject(config=recipe, versions=versions(recipe.model)).save("tom")
-    program, name, *arguments = shlex.split(command, comments=True)
+    sets = "pets:\n- subject: a cat\n  settings: [in paris, on the moon]\n"
+    Path("sets.yaml").write_text(sets)
+    # torchrun has options of its own
+    words = shlex.split(command.removeprefix("$ "), comments=True)
+    program, name, *arguments = words[words.index("consist") :]
     assert program == "consist"
     options = ["--dry-run"] if name == "batch" else ["--help"]
     result = CliRunner().invoke(app, [name, *arguments, *options])

@@ -309,7 +309,7 @@ def test_a_single_picture_sees_the_reference(tmp_path, photo, model_for):
     assert record["config"]["anchor_pictures"] == [str(photo)]
     assert [len(digest) for digest in record["config"]["anchor_digests"]] == [64]
     assert [image["file"] for image in record["images"]] == ["000.png"]
-    rows = {"isolated": run.read_picture(0, "isolated"), "spectral": run.read_picture(0)}
+    rows = {"isolated": run.read_picture(0, "isolated"), "matched": run.read_picture(0)}
     rows = {name: [*read_pictures(asked, 128, 128), picture] for name, picture in rows.items()}
     with Image.open(run.grid_path) as grid:
         assert largest_difference(grid, draw_grid(rows, ["reference: a cat", SCENES[0]])) == 0

@@ -171,7 +171,8 @@ def test_the_others_are_not_told_to_go_in_the_middle_of_a_chunk(monkeypatch, tmp
     def draw_one(*given, drawn_by):
         return drawn_by(None, run, None, chunk, None, None)
 
-    run, chunk = RunConfig(prompts=PROMPTS, seeds=(0, 1, 2, 3)), Chunk((0, 1), (0, 1))
+    run = RunConfig(prompts=PROMPTS, seeds=(0, 1, 2, 3), method={"name": "spectral"})
+    chunk = Chunk((0, 1), (0, 1))
     told, leader = [], Leader(Ranks(0, 2))
     monkeypatch.setattr(consist.across, "tell", told.append)
     monkeypatch.setattr(consist.across, "Leader", lambda ranks: leader)
@@ -192,9 +193,12 @@ def test_the_others_are_not_told_to_go_in_the_middle_of_a_chunk(monkeypatch, tmp
 
 def test_torchrun_draws_one_set_with_the_command_line(tmp_path):
     prompts = ("a cat in paris", "a cat on the moon", "a cat on a beach")
-    done = torchrun("-m", "consist", "batch", *prompts, "--steps", 2, "--out", tmp_path / "two")
+    asked = ("--steps", 2, "--method", "spectral", "--set", "masks=matches")
+    done = torchrun("-m", "consist", "batch", *prompts, *asked, "--out", tmp_path / "two")
     assert done.stdout.count("all in one picture") == 1
-    one = generate(RunConfig(prompts=prompts, seeds=(0, 1, 2), steps=2), tmp_path / "one")
+    method = {"name": "spectral", "masks": "matches"}
+    config = RunConfig(prompts=prompts, seeds=(0, 1, 2), steps=2, method=method)
+    one = generate(config, tmp_path / "one")
     two = RunFolder(tmp_path / "two")
     assert two.read_config() == one.read_config()
     for index in range(3):

@@ -18,9 +18,7 @@ from consist.more import check_weights_of, extend, redo, take_subject
 from consist.subject import Subject, list_subjects, subject_path
 
 PROMPTS = ("a cat in Paris", "a cat on the moon")
-RECIPE = RunConfig(
-    prompts=PROMPTS, seeds=(0, 1), steps=2, method={"name": "matched", "anchors": 2}
-)
+RECIPE = RunConfig(prompts=PROMPTS, seeds=(0, 1), steps=2, method={"name": "matched", "anchors": 2})
 
 
 def largest_difference(a, b):

@@ -144,8 +144,8 @@ def lay_out_method(parts: Parts) -> None:
         )
         parts["strength"] = gr.Slider(
             0.1,
-            4,
-            value=1,
+            8,
+            value=usual["strength"],
             step=0.1,
             label="Strength",
             info="How much an anchor counts against the picture itself; 1: the same.",
