@@ -393,6 +393,8 @@ def visit(chromium, server):
         )
         page.goto(address)
         page.wait_for_selector("#draw")
+        # faster than any hand: what is filled in before the page is wired would be lost
+        page.wait_for_timeout(1000)
         return page
 
     yield open_
@@ -404,6 +406,7 @@ def visit(chromium, server):
 def set_(page, seeds="", steps=2):
     """Opens the settings, and fills some in."""
     page.get_by_role("button", name="Seeds, steps and size").click()
+    page.wait_for_timeout(500)
     page.fill("#steps textarea", str(steps))
     page.fill("#seeds textarea", str(seeds))
 
