@@ -305,9 +305,10 @@ def tell_subject(method: Mapping[str, Any], one: PromptSet) -> dict[str, Any]:
     A set that does not name it has as its subject whatever of the mini world its prompts ask for:
     what they start with, a style or two animals, does not always tell.
     """
-    built = build(method)
-    asks = reads_words(built) or isinstance(built, Prompting)
-    if not asks or built.subject:
+    built, told = build(method), None
+    if reads_words(built) or isinstance(built, Prompting):
+        told = built.subject
+    if told != ():
         return dict(method)
     wanted = (subject.subject for prompt in one.prompts for subject in asked(prompt).subjects)
     phrases = [one.subject] if one.subject else list(dict.fromkeys(wanted))
