@@ -4,6 +4,8 @@ import copy
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# tests run beside one another, their models are small, and last bits depend on the number
+os.environ["OMP_NUM_THREADS"] = "1"
 for library in ("TRANSFORMERS", "DIFFUSERS"):
     os.environ.setdefault(f"{library}_VERBOSITY", "error")
 

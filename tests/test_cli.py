@@ -115,7 +115,7 @@ def test_ctrl_c_keeps_pictures_and_the_same_command_continues(tmp_path):
     options = ["--anchors", "1", "--batch-size", "2", "--steps", "30", "--out", "run"]
     command = [CONSIST, "batch", *prompts, *options]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (tmp_path / "run" / "001.png").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

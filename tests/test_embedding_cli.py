@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
+from trainings import draw_photos, run
 
-from consist.cli import app
 from consist.config import RunConfig
 from consist.drawing import generate, load_model
 from consist.run import default_folder
@@ -19,20 +18,12 @@ SHORT = ("--steps", 2, "--resolution", 64, "--batch-size", 2, "--device", "cpu")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("words") / "photos"
-    folder.mkdir()
-    for index, color in enumerate(("red", "orange")):
-        Image.new("RGB", (64, 64), color).save(folder / f"{index}.png")
-    return folder
+    return draw_photos(tmp_path_factory.mktemp("words") / "photos")
 
 
 @pytest.fixture(autouse=True)
 def inside(photos, monkeypatch):
     monkeypatch.chdir(photos.parent)
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(part) for part in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 import consist.sets
@@ -30,22 +29,12 @@ VICTIM = "cats_3"
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     """One cluster for all tests: ``RayEngine`` takes the one that it finds."""
-    os.environ["OMP_NUM_THREADS"] = "1"
     # workers do not find this module, so its classes go to them whole
     this = sys.modules[__name__]
     ray.cloudpickle.register_pickle_by_value(this)
     with connected(ray, None, 2):
         yield
     ray.cloudpickle.unregister_pickle_by_value(this)
-
-
-@pytest.fixture
-def one_thread():
-    """As many as each worker has: pictures may differ in the last bit between numbers of them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Chronicler(Painter):
@@ -85,7 +74,6 @@ def draw_sets(file, out, *options):
     return result
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_worker_that_is_killed_loses_nothing_and_draws_nothing_twice(tmp_path, monkeypatch):
     scenes = "  settings: [in paris, on the moon]\n"
     sets = "".join(f"- subject: a cat\n{scenes}  seed: {seed}\n" for seed in range(SETS))

@@ -1,7 +1,6 @@
 """One batch spread over processes: the bank that each sees, and the pictures that all draw."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,12 +30,8 @@ def torchrun(*arguments):
     """Runs two processes on the CPU."""
     command = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
     place = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
-    done = subprocess.run(
-        [*command, *place, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    line = [*command, *place, *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
 

@@ -1,13 +1,29 @@
-"""Trainings of a few steps on a tiny pipeline, for tests; photos and the pipeline are fixtures."""
+"""Trainings of a few steps, for tests: on a tiny pipeline that is a fixture, or typed."""
 
 import copy
 
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
+from consist.cli import app
 from consist.models import Defaults, Model
 from consist.training import checkpoints
 from consist.training.checkpoints import read_checkpoint
 from consist.training.recipe import TrainConfig
+
+
+def draw_photos(folder):
+    """Two photos in a new folder, which is given back."""
+    folder.mkdir()
+    for index, color in enumerate(("red", "orange")):
+        Image.new("RGB", (64, 64), color).save(folder / f"{index}.png")
+    return folder
+
+
+def run(*arguments):
+    """What the command line gives."""
+    return CliRunner().invoke(app, [str(part) for part in arguments])
 
 
 def seeded(seed):
