@@ -49,7 +49,7 @@ def resident_mib():
 
 
 def soak(studio, sets, steps):
-    """Draws the sets, and gives what there was at first, at most and at the end."""
+    """Draws the sets, and gives what there was at first, halfway, at most and at the end."""
     server, bound = make_server(studio, HOST, 0)
     thread = Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
@@ -60,7 +60,9 @@ def soak(studio, sets, steps):
                 client.predict(PROMPTS, False, str(steps), str(2 * number), api_name="/draw")
                 now = count(studio)
                 if number < WARM:
-                    first = peak = now
+                    first = half = peak = now
+                if number == sets // 2:
+                    half = now
                 peak = {name: max(value, now[name]) for name, value in peak.items()}
                 watch(number + 1, sets)
     finally:
@@ -68,7 +70,7 @@ def soak(studio, sets, steps):
         server.should_exit = True
         thread.join()
         studio.jobs.close()
-    return first, peak, now
+    return first, half, peak, now
 
 
 def main():
@@ -81,11 +83,11 @@ def main():
         studio = Studio(Path(folder), (MINI,), Limits())
         found = soak(studio, options.sets, options.steps)
         finished = sum(run.read_record()["finished"] for run in find_runs(Path(folder)))
-    table = Table(f"{finished} sets of 2 pictures", "start", "peak", "end", box=None)
+    table = Table(f"{finished} sets of 2 pictures", "start", "halfway", "peak", "end", box=None)
     for name in found[0]:
         table.add_row(name, *(f"{state[name]:.0f}" for state in found))
     Console().print(table)
-    first, _, last = found
+    first, *_, last = found
     left = [name for name in first if name != "memory, MiB" and last[name] > first[name]]
     if left or finished < options.sets:
         parser.exit(1, f"left behind: {', '.join(left) or 'sets that are not finished'}\n")

@@ -506,6 +506,7 @@ def test_a_subject_goes_on_in_the_run_and_under_its_name(visit):
     wait_until_done(page, 3)
     assert [text["seed"] for text in texts_of(page)] == ["31", "32", "33"]
     page.get_by_role("tab", name="Keep the subject").click()
+    page.wait_for_timeout(500)  # Gradio fills in what a tab holds when it is first shown
     page.fill("#name textarea", "tom")
     page.click("#tools #save")
     page.wait_for_function("document.querySelector('#status').innerText.includes('Kept as tom')")

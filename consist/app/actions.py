@@ -27,6 +27,10 @@ from consist.subject import list_subjects, subject_path
 
 TICK = 0.25  # seconds between two looks at a job
 STARTING = ("draw", "redo", "extend", "finish")  # the buttons that start one
+# the parts that any of these actions changes; ``save`` changes "like" too. For each part that it is
+# told of, Gradio makes a component anew at every yield
+SHOWN = ("status", "gallery", "current", "tools", "picture", "command", "download", "runs")
+CHANGED = (*STARTING, "stop", *SHOWN)
 Change = dict[str, Any]
 Changes = Iterator[Change]
 

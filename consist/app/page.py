@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
 from consist.app import view
-from consist.app.actions import Changes, Studio, choices_of_subjects, show_buttons
+from consist.app.actions import CHANGED, Change, Changes, Studio, choices_of_subjects, show_buttons
 from consist.app.settings import (
     FIELDS,
     RULES,
@@ -234,11 +234,13 @@ def lay_out_tools(parts: Parts) -> None:
 def connect(page: gr.Blocks, parts: Parts, studio: Studio) -> None:
     """Ties the buttons to what they do."""
 
-    def tie(name: str, action: Callable[..., Changes], *inputs: str) -> None:
+    def tie(
+        name: str, action: Callable[..., Changes], *inputs: str, changed: Sequence[str] = CHANGED
+    ) -> None:
         parts[name].click(
             _handler(parts, studio, action),
             inputs=[parts[one] for one in inputs],
-            outputs=list(parts.values()),
+            outputs=[parts[one] for one in changed],
             api_name=name,
             show_progress="hidden",
             # they wait for one another in consist.app.jobs, where they can be stopped
@@ -254,7 +256,7 @@ def connect(page: gr.Blocks, parts: Parts, studio: Studio) -> None:
     tie("finish", studio.finish, "current")
     tie("stop", studio.stop)
     tie("open", studio.open, "runs")
-    tie("save", studio.save, "current", "name")
+    tie("save", studio.save, "current", "name", changed=(*CHANGED, "like"))
 
     def on(event: Callable[..., Any], react: Callable[..., Any], given: str, *named: str) -> None:
         outputs = [parts[name] for name in named]
@@ -289,14 +291,26 @@ def _handler(
         session = str(request.session_hash)
         try:
             for change in action(session, *values):
-                yield {parts[name]: value for name, value in change.items()}
+                yield _name_parts(parts, change)
         except ConsistError as error:
             buttons = show_buttons(busy=studio.jobs.busy(session))
             refused = {**buttons, "status": view.draw_refusal(str(error))}
-            yield {parts[name]: value for name, value in refused.items()}
+            yield _name_parts(parts, refused)
             raise gr.Error(str(error), title="Not done", print_exception=False) from None
 
     return handle
+
+
+def _name_parts(parts: Parts, change: Change) -> dict[Component, Any]:
+    """A change by the components themselves, as updates of what they show.
+
+    Gradio keeps one more component for each plain value that comes after an update of its part.
+    """
+    named = {}
+    for name, value in change.items():
+        plain = isinstance(value, dict) or isinstance(parts[name], gr.State)
+        named[parts[name]] = value if plain else gr.update(value=value)
+    return named
 
 
 def add_line(prompts: str) -> str:
