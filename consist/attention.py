@@ -30,6 +30,7 @@ from consist.layers import attention_layers, refuse_unusual
 from consist.masks import GivenMasks, RecordedMasks, SubjectTokens
 from consist.matches import RecordedMatches
 from consist.methods.method import (
+    CONDITIONAL,
     MATCHES,
     NONE,
     WORDS,
@@ -38,6 +39,7 @@ from consist.methods.method import (
     Prompting,
     Rewriting,
     Site,
+    halves_of,
     masks_of,
 )
 from consist.methods.stylealigned import affine
@@ -152,9 +154,8 @@ class SharedAttnProcessor:
         site = self.call.site(self.layer, query.shape[2])
         if isinstance(self.method, Rewriting):
             query, key, value = self.method.rewrite(query, key, value, site)
-        query, key, bank = self._share(query, key, value, site)
 
-        hidden_states = attend(query, key, value, bank, self.backend)
+        hidden_states = self._attend(query, key, value, site)
 
         hidden_states = rearrange(hidden_states, "b h l d -> b l (h d)")
         dropout: torch.nn.Module = attn.to_out[1]
@@ -162,6 +163,20 @@ class SharedAttnProcessor:
         if isinstance(self.method, Injecting):
             hidden_states = self.method.inject(hidden_states, site)
         return hidden_states
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
+        """Attention ``(g n) h l d`` in which the images share, or those of one guidance half."""
+        first = 0
+        if halves_of(self.method) == CONDITIONAL and site.g == 2:
+            first, site = len(q) // 2, replace(site, g=1)
+        sharing = q[first:], k[first:], v[first:]
+        to, of, bank = self._share(*sharing, site)
+        if bank is None:
+            return attend(q, k, v, None, self.backend)
+        shared = attend(to, of, v[first:], bank, self.backend)
+        if not first:
+            return shared
+        return torch.cat((attend(q[:first], k[:first], v[:first], None, self.backend), shared))
 
     def _share(
         self, q: Tensor, k: Tensor, v: Tensor, site: Site

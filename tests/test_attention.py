@@ -17,6 +17,7 @@ import consist
 from consist.attention import SharedAttnProcessor
 from consist.layers import grid_of
 from consist.methods.method import Site
+from consist.methods.query_aware import QueryAware
 
 PROMPTS = ["a cat in paris", "a cat on the moon", "a red bus"]
 ALL_LAYERS = ("down_blocks", "mid_block", "up_blocks")
@@ -140,6 +141,40 @@ def test_sharing_changes_pictures(pipe, method, request):
         shared = draw(pipe)
     assert shared.isfinite().all()
     assert (shared - alone).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        consist.Shared(halves="conditional", strength=2.0),
+        consist.Spectral(halves="conditional"),
+        QueryAware(halves="conditional"),
+        consist.StoryDiffusion(halves="conditional"),
+        consist.Matched(halves="conditional"),
+        consist.Shared(halves="conditional", window=(0.9, 1.0)),
+    ],
+    ids=repr,
+)
+def test_the_unconditional_half_stays_alone(unet, method):
+    """Two steps of it are those of the model alone, beside those of the method without guidance."""
+    generator = torch.Generator().manual_seed(5)
+    sample, text = torch.randn(6, 4, 8, 8, generator=generator), torch.randn(6, 7, 32)
+
+    def steps(rows):
+        with torch.no_grad():
+            return torch.cat([unet(sample[rows], t, text[rows]).sample for t in (900, 800)], 1)
+
+    with consist.shared_attention(unet, method, guidance_halves=2):
+        together = steps(slice(None))
+    with consist.shared_attention(unet, method, guidance_halves=1):
+        conditional = steps(slice(3, None))
+    expected = torch.cat((steps(slice(3)), conditional))
+    torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_halves_are_both_or_the_conditional_one():
+    with pytest.raises(ValueError, match="halves is 'left'; allowed: 'both' or 'conditional'"):
+        consist.Shared(halves="left")
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (5, 12)])

@@ -76,7 +76,7 @@ def test_each_image_sees_of_a_local_bank_what_it_saw_of_the_whole(routed):
 METHODS = {
     "isolated": {"name": "isolated"},
     "shared": {"name": "shared", "strength": 2.0},
-    "random": {"name": "shared", "anchors": "random"},
+    "random": {"name": "shared", "anchors": "random", "halves": "conditional"},
     "spectral": {"name": "spectral", "anchors": 1},
     "common": {"name": "spectral", "anchors": 3},
     "agreement": {"name": "agreement", "anchors": 3},

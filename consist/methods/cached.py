@@ -25,6 +25,7 @@ from consist.methods.method import (
     Prompting,
     Rewriting,
     Site,
+    halves_of,
     reads_words,
 )
 from consist.methods.query_aware import QueryAware
@@ -54,6 +55,7 @@ class Recording:
         # by the names of ``_Calls``, on the CPU
         self.kept: dict[str, Tensor] = {}
         self._calls = _Calls()
+        self.halves = halves_of(method)
         # makes it Masked or Named itself, so that it is told where the subject is
         if isinstance(method, Masked):
             self.masks = method.masks
@@ -117,6 +119,7 @@ class Cached:
 
     def __init__(self, method: Method, kept: Mapping[str, Tensor]):
         self.method = method
+        self.halves = halves_of(method)
         self.kept = kept
         self._calls = _Calls()
 

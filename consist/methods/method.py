@@ -117,6 +117,24 @@ class Named(Masked, Protocol):
         """The phrases of the prompts that name it; none: what all prompts start with."""
 
 
+# the guidance halves in which the images of a method share
+BOTH, CONDITIONAL = "both", "conditional"
+
+
+@runtime_checkable
+class Halving(Method, Protocol):
+    """A method that may leave the unconditional half alone."""
+
+    @property
+    def halves(self) -> str:
+        """The guidance halves it is asked in: ``BOTH`` or ``CONDITIONAL``."""
+
+
+def halves_of(method: Method) -> str:
+    """The guidance halves in which any method is asked."""
+    return method.halves if isinstance(method, Halving) else BOTH
+
+
 def masks_of(method: Method) -> str:
     """Where the masks of any method are from."""
     return method.masks if isinstance(method, Masked) else NONE

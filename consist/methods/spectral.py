@@ -13,7 +13,15 @@ from torch import Tensor
 
 from consist.approximation import SOLVERS, find_solver
 from consist.backend import filter_tokens
-from consist.methods.method import MATCHES, NONE, Site, Window, is_within
+from consist.methods.method import (
+    BOTH,
+    CONDITIONAL,
+    MATCHES,
+    NONE,
+    Site,
+    Window,
+    is_within,
+)
 from consist.sharing import Bank, keep_tokens, pack
 from consist.spectrum import parse_spectrum
 
@@ -24,6 +32,10 @@ class Shared:
 
     Self-attention of arXiv:2402.03286, eq. 2-3, with M = 1 for anchors.
 
+    With ``halves="conditional"`` the unconditional guidance half looks at itself alone, so that
+    guidance moves away from what the image is without the others: in ``u + w (c - u)`` what is
+    shared weighs ``w`` times as much as where ``u`` shares too. Without guidance it is the same.
+
     Raises:
         ValueError: A field is out of its range, when made; more anchors than images, when called.
     """
@@ -33,6 +45,7 @@ class Shared:
     sides: tuple[int, int] = (1, 65536)  # longer side of the token grid, [smallest, largest]
     window: Window = (0.0, 1.0)  # progress [start, stop); a stop of 1 is included
     strength: float = 1.0  # weight of a shared token against an own one, above 0
+    halves: str = BOTH  # guidance halves that share: "both" or "conditional"
 
     def __post_init__(self) -> None:
         named = self.anchors in ("all", "random")
@@ -50,6 +63,8 @@ class Shared:
             raise ValueError(f"window is {self.window}; allowed: 0 <= start < stop <= 1")
         if not 0 < self.strength < math.inf:
             raise ValueError(f"strength is {self.strength}; allowed: finite and above 0")
+        if self.halves not in (BOTH, CONDITIONAL):
+            raise ValueError(f"halves is {self.halves!r}; allowed: {BOTH!r} or {CONDITIONAL!r}")
 
     def covers(self, layer: str) -> bool:
         """Whether ``layer`` lies in one of ``layers``, by whole parts of its dotted name."""
