@@ -32,6 +32,7 @@ METHODS = {
     "isolated": consist.Isolated(),
     "shared": consist.Shared(),
     "spectral": consist.Spectral(),
+    "matched": consist.Matched(),
 }
 
 

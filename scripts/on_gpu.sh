@@ -24,7 +24,7 @@ export PYTHONPATH="$site" PYTHONUNBUFFERED=1
 if [ "${3:-all}" = all ]; then
     nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit --format=csv,noheader \
         | tee "$out/gpu.log"
-    timeout 150 python3 -m pytest -m gpu -q -p no:cacheprovider tests 2>&1 | tee "$out/tests.log" | tail -n 15
+    timeout 150 python3 -m pytest -o addopts= -m gpu -q -p no:cacheprovider tests 2>&1 | tee "$out/tests.log" | tail -n 15
     for model in mini sdxl; do
         timeout 60 python3 scripts/bench_batch.py --model "$model" --images 4 8 2>&1 \
             | tee "$out/bench-$model.log"
