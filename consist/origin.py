@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from threading import active_count
 
 import torch
 
@@ -83,9 +84,31 @@ def grown_mib(run: Callable[[], object]) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     # forgets the peak so far
     Path("/proc/self/clear_refs").write_text("5")
-    resident = _status_mib("VmRSS")
+    resident = resident_mib()
     run()
     return _status_mib("VmHWM") - resident
+
+
+def resident_mib() -> float:
+    """The memory of this process; on Linux alone."""
+    return _status_mib("VmRSS")
+
+
+def count_held(unet: torch.nn.Module) -> dict[str, int]:
+    """What drawing must give back: threads and files of this process, and what it hung on a UNet.
+
+    On Linux alone.
+    """
+    modules = list(unet.modules())
+    return {
+        "threads": active_count(),
+        "open files": len(list(Path("/proc/self/fd").iterdir())),
+        "hooks": sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in modules),
+        "processors of ours": sum(
+            type(getattr(one, "processor", None)).__module__.startswith("consist")
+            for one in modules
+        ),
+    }
 
 
 def _status_mib(field: str) -> float:

@@ -6,7 +6,8 @@ Ray's workers, on this machine, and prints
 - start: seconds until the first worker has loaded its model and begins;
 - drawing: from there to the end of the last set, sets per minute, and the speed-up over the first;
 - each worker's memory after its first set, at its most and after its last, in MiB: what it shares
-  with others counted in full (RSS) and in parts (PSS), which add up over workers;
+  with others counted in full (RSS) and in parts (PSS), which add up over workers; likewise its
+  threads and open files, and the hooks and processors that are left on its model;
 - of that, the weights that are memory-mapped safetensors: those that are stored in the dtype that
   they run in. ``--stored`` makes such a copy of the model first.
 
@@ -33,6 +34,7 @@ from consist.config import RunConfig
 from consist.doctor import describe
 from consist.engine_ray import RayEngine
 from consist.models import load, pick_device
+from consist.origin import count_held
 from consist.sets import Painter, SetRun, plan_sets
 from consist.worklist import Watch
 
@@ -72,7 +74,8 @@ class Timed(Painter):
         self.model_for(run.config)
         begun = time.time()
         super().__call__(run, watch)
-        note = {"begun": begun, "ended": time.time(), **memory_mib()}
+        held = count_held(self.model_for(run.config).pipe.unet)
+        note = {"begun": begun, "ended": time.time(), **memory_mib(), **held}
         with (self.journal / f"{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(note) + "\n")
 
@@ -128,7 +131,7 @@ def bench(options: argparse.Namespace, place: Path) -> None:
     sets = select(load_benchmark(options.benchmark), limit=options.sets)
     template = RunConfig(prompts=("a",), seeds=(0,), model=model, steps=options.steps)
     times = Table("workers", "start, s", "drawing, s", "sets/min", "speed-up", "same pixels")
-    memory = Table("workers", "memory, MiB", "first", "most", "last", "sum of the last")
+    memory = Table("workers", "MiB, or count", "first", "most", "last", "sum of the last")
     drawn: dict[int, list[SetRun]] = {}
     slowest = 0.0
     for workers in options.workers:
@@ -146,7 +149,7 @@ def bench(options: argparse.Namespace, place: Path) -> None:
             f"{slowest / found['drawing']:.2f}",
             f"{alike} of {len(sets)}",
         )
-        for kind in ("rss", "pss", "mapped rss", "mapped pss"):
+        for kind in [name for name in found["notes"][0][0] if name not in ("begun", "ended")]:
             values = [[note[kind] for note in lines] for lines in found["notes"]]
             ends = [
                 " ".join(f"{pick(one):.0f}" for one in values)

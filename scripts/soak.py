@@ -8,7 +8,7 @@ processors, threads or files are left that were not there after the first sets.
 import argparse
 import tempfile
 from pathlib import Path
-from threading import Thread, active_count
+from threading import Thread
 
 from gradio_client import Client
 from rich.console import Console
@@ -20,6 +20,7 @@ from consist.app.server import make_server
 from consist.cli.console import hide_loading_bars, progress_bar
 from consist.config import RunConfig
 from consist.models import MINI
+from consist.origin import count_held, resident_mib
 from consist.run import find_runs
 
 PROMPTS = "a cat in Paris\na cat on the moon"
@@ -30,22 +31,7 @@ WARM = 5  # sets, after which all threads that are kept have begun
 def count(studio):
     """What there is now, by name; MiB of memory."""
     pipe = studio.model_for(RunConfig(prompts=("a cat",), seeds=(0,), model=studio.models[0])).pipe
-    modules = list(pipe.unet.modules())
-    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
-    processors = pipe.unet.attn_processors.values()
-    return {
-        "memory, MiB": resident_mib(),
-        "threads": active_count(),
-        "open files": len(list(Path("/proc/self/fd").iterdir())),
-        "hooks": hooks,
-        "processors of ours": sum(type(x).__module__.startswith("consist") for x in processors),
-    }
-
-
-def resident_mib():
-    """Of Linux alone."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) / 1024
+    return {"memory, MiB": resident_mib(), **count_held(pipe.unet)}
 
 
 def soak(studio, sets, steps):

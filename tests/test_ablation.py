@@ -440,6 +440,10 @@ def test_a_script_writes_its_results_when_all_shards_are_done(tmp_path, judges, 
     answer("Is it so?", TRIED[:1], options)
     assert (results / "small-second.json").exists()
     assert len(drawn) == 4
+    options = parser.parse_args([*common, "--half", "second", "--pictures", "2"])
+    answer("Is it so?", TRIED[:1], options)
+    written = json.loads((results / "small-2-second.json").read_text())
+    assert written["sets"] == ["free_0-2", "free_1-2"]
 
 
 class PlainJudge:
@@ -485,7 +489,7 @@ def test_every_script_asks_one_question_with_settings_that_can_be_built(script, 
 
 def test_there_is_a_script_for_every_question():
     assert [path.stem.removeprefix("ablate_") for path in SCRIPTS] == [
-        *("baselines", "geometry", "ideas", "masks", "reweighting", "zeroing")
+        *("baselines", "geometry", "ideas", "masks", "matched", "reweighting", "zeroing")
     ]
     (baselines,) = [path for path in SCRIPTS if path.stem == "ablate_baselines"]
     names = [one.name for one in runpy.run_path(str(baselines))["settings"]("mini")]

@@ -18,6 +18,7 @@ from consist.attention import SharedAttnProcessor
 from consist.layers import grid_of
 from consist.methods.method import Site
 from consist.methods.query_aware import QueryAware
+from consist.origin import count_held
 
 PROMPTS = ["a cat in paris", "a cat on the moon", "a red bus"]
 ALL_LAYERS = ("down_blocks", "mid_block", "up_blocks")
@@ -260,6 +261,16 @@ def test_leaves_the_very_objects(unet):
     with consist.shared_attention(unet, consist.Spectral(), guidance_halves=2):
         assert trace(unet) != before
     assert trace(unet) == before
+
+
+def test_a_soak_would_see_what_is_left(unet):
+    idle = count_held(unet)
+    assert (idle["hooks"], idle["processors of ours"]) == (0, 0)
+    with consist.shared_attention(unet, consist.Matched(), guidance_halves=2):
+        held = count_held(unet)
+        assert held["hooks"] > 0
+        assert held["processors of ours"] > 0
+    assert count_held(unet) == idle
 
 
 def test_leaves_no_trace_even_after_an_error(unet):

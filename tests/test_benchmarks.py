@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from consist.benchmarks import BENCHMARKS, PromptSet, load_benchmark, select
+from consist.benchmarks import BENCHMARKS, PromptSet, load_benchmark, select, shorten
 from consist.errors import ConsistError
 from consist.mini.architecture import MAX_TOKENS, build_tokenizer
 from consist.mini.prompts import asked
@@ -180,6 +180,13 @@ def test_a_limit_is_spread_and_a_tag_chosen():
     assert len(few) == 10
     assert len({one.tags[0] for one in few}) >= 5
     assert len(select(SETS, tag="pair", limit=1000)) == len(tagged("pair"))
+
+
+def test_a_set_is_shortened_under_another_name():
+    one = shorten(SETS[0], 2)
+    assert (one.prompts, one.name) == (SETS[0].prompts[:2], f"{SETS[0].name}-2")
+    with pytest.raises(ConsistError, match="pictures must be at least 2"):
+        shorten(SETS[0], 1)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,17 @@ def load_benchmark(name: str | Path) -> list[PromptSet]:
     if len({one.name for one in found}) < len(found):
         raise ConsistError(f"benchmark {path} has categories that differ in punctuation alone")
     return found
+
+
+def shorten(one: PromptSet, pictures: int) -> PromptSet:
+    """The set with its first pictures alone, under another name.
+
+    Raises:
+        ConsistError: Fewer than two pictures are asked for.
+    """
+    if pictures < 2:
+        raise ConsistError(f"pictures must be at least 2, so that a set can agree, not {pictures}")
+    return replace(one, name=f"{one.name}-{pictures}", prompts=one.prompts[:pictures])
 
 
 def select(

@@ -22,7 +22,7 @@ from consist.ablation.comparison import Comparison, compare
 from consist.ablation.measuring import Work, measure
 from consist.ablation.results import Trial, correction, name_cpu, write_results
 from consist.ablation.settings import HALVES, Setting, choose, split_half
-from consist.benchmarks import load_benchmark, select
+from consist.benchmarks import load_benchmark, select, shorten
 from consist.cli.console import hide_loading_bars, out, progress_bar, say
 from consist.cli.working import ENGINES, choose_engine
 from consist.doctor import describe
@@ -57,9 +57,10 @@ def ablate(
 ) -> None:
     """Runs a script: draws and measures its settings, prints a table and writes the results.
 
-    They are ``NAME.json`` and ``NAME.svg`` in ``results`` beside ``ablate_NAME.py``, or
-    ``NAME-second`` of the second half; those of a quick try go to the folder of all runs. Nothing
-    is written before all runs are finished, which several shards may do together.
+    They are ``NAME.json`` and ``NAME.svg`` in ``results`` beside ``ablate_NAME.py``,
+    ``NAME-second`` of the second half, ``NAME-2`` of the first two pictures of each set; those of a
+    quick try go to the folder of all runs. Nothing is written before all runs are finished, which
+    several shards may do together.
 
     Args:
         question: The docstring of the script.
@@ -87,6 +88,7 @@ def make_parser(question: str, script: Path) -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="a try of minutes: few sets, settings and steps")
     add("--half", choices=HALVES, default=HALVES[0], help="the first explores, the second confirms")
     add("--sets", type=int, help="at most so many sets of the half, spread evenly")
+    add("--pictures", type=int, help="at most so many of each set, the first ones")
     add("--only", nargs="+", default=[], metavar="NAME", help="settings to try, by name")
     add("--steps", type=int, help="denoising steps")
     add("--seed", type=int, default=0, help="added to the seed of every set")
@@ -145,7 +147,8 @@ def answer(
     )
     Console(width=None if out.is_terminal else WIDTH).print(tabulate(trial))
     say(explain(trial.comparison, len(work.sets)))
-    name = options.name if options.half == HALVES[0] else f"{options.name}-{options.half}"
+    about = options.pictures or "", "" if options.half == HALVES[0] else options.half
+    name = "-".join(str(part) for part in (options.name, *about) if part)
     for path in write_results(trial, options.out if options.quick else options.results, name):
         say(str(path))
 
@@ -154,6 +157,8 @@ def plan_work(options: argparse.Namespace, judges: Sequence[Judge]) -> Work:
     """The sets, and what all settings are drawn with."""
     limit = options.sets or (QUICK_SETS if options.quick else None)
     sets = select(split_half(load_benchmark(options.benchmark), options.half), limit=limit)
+    if options.pictures is not None:
+        sets = [shorten(one, options.pictures) for one in sets]
     return Work(
         sets=sets,
         chosen=select(sets, shard=options.shard),
