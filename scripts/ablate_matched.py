@@ -35,7 +35,7 @@ def settings(model: str) -> list[Setting]:
         changed("masks of words", "masks", masks="words"),
         changed("dropout 0.5", "masks", mask_dropout=0.5),
         changed("until 0.6", "window", window=(0.0, 0.6)),
-        changed("no blending", "parts", blending=(0.0, 0.0)),
+        changed("blending", "parts", blending=(0.9, 0.8)),
         changed("no injection", "parts", injection=0.0),
     ]
 
