@@ -9,7 +9,7 @@ from consist.attention import shared_attention
 from consist.layers import matched_layers
 from consist.masks import find_masks, normalize
 from consist.matches import RecordedMatches, average, averaged, match
-from consist.methods import Sdsa, Shared, Spectral
+from consist.methods import Isolated, Matched, Sdsa, Shared, Spectral
 from consist.methods.method import Site
 from consist.recorders import KeyRecorder, UNetCall
 
@@ -186,6 +186,30 @@ def test_pictures_depend_on_the_anchors_alone(unet):
     torch.testing.assert_close(without, whole[[0, 1, 3]], atol=1e-5, rtol=1e-4)
     unmasked = denoise(unet, latents, text, Spectral(anchors=2, masks="none"))
     assert (unmasked - whole).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_first_anchor_alone_is_shown_and_sees_nobody(unet, known):
+    size = unet.config.sample_size
+    latents = draw(3, unet.config.in_channels, size, size)
+    text = draw(3, 5, unet.config.cross_attention_dim, seed=1)
+    # beginning with the step in which features of the one before are there
+    open_ = {"injection_window": (0.05, 1.0)}
+    shown = torch.zeros(3, 4, 4, dtype=torch.bool)
+    shown[:, 1:3, 1:3] = True
+    given = {"masks": shown} if known else {}
+    alone = denoise(unet, latents, text, Isolated())
+    first = denoise(unet, latents, text, Matched(source="first", **open_), **given)
+    every = denoise(unet, latents, text, Matched(**open_), **given)
+    torch.testing.assert_close(first[0], alone[0], atol=1e-5, rtol=1e-4)
+    if known:
+        # the second image sees the first, but not the third
+        given = {"masks": shown[:2]}
+        pair = denoise(unet, latents[:2], text[:2], Matched(source="first", **open_), **given)
+        torch.testing.assert_close(pair, first[:2], atol=1e-5, rtol=1e-4)
+    for image in (1, 2):
+        assert (first[image] - alone[image]).abs().max() > 1e-4
+        assert (first[image] - every[image]).abs().max() > 1e-4
 
 
 def test_given_masks_take_the_place_of_matches(unet):

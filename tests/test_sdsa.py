@@ -483,6 +483,7 @@ def test_the_command_line_names_subjects():
     [
         ({"subject": "cat"}, "subject is 'cat'; allowed: phrases such as"),
         ({"subject": ("cat", "")}, r"subject is \('cat', ''\)"),
+        ({"source": "last"}, "source is 'last'; allowed: 'all' or 'first'"),
         ({"mask_dropout": 1.0}, "mask_dropout is 1.0; allowed: 0 <= chance < 1"),
         ({"mask_dropout": -0.1}, "mask_dropout is -0.1"),
         ({"mask_dropout": math.nan}, "mask_dropout is nan"),

@@ -92,5 +92,5 @@ class Consistory(Sdsa):
             return None
         if site.features is None or site.masks is None:
             return None
-        anchors = self.anchor_images(site)
-        return site.features.match((site.height, site.width), site.masks, anchors, site.named)
+        sources = self.source_images(site)
+        return site.features.match((site.height, site.width), site.masks, sources, site.named)

@@ -10,6 +10,9 @@ from consist.methods.method import MATCHES, WORDS, Site
 from consist.methods.spectral import Reweighted
 from consist.sharing import Bank, keep_tokens
 
+# whose subject is shown
+ALL, FIRST = "all", "first"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sdsa(Reweighted):
@@ -19,6 +22,10 @@ class Sdsa(Reweighted):
     own tokens and the subject mask ``M_j`` for those of image ``j``; tokens with ``M = 0`` are
     left out instead. ``anchors`` are those of section 4.4. Without masks, as at the first step,
     nothing is shared. Both guidance halves share, with the mask of the conditional one.
+
+    With ``source="first"`` all anchors say where the subject is, but only that of the first one is
+    shown, which is drawn as if alone. Where anchors take from each other, two of them may swap what
+    they are instead of agreeing.
 
     Of several subjects an image sees those that its prompt names, if an anchor's does too; the
     paper's section 4.5 shows all of them to every image instead.
@@ -32,6 +39,7 @@ class Sdsa(Reweighted):
 
     subject: tuple[str, ...] = ()  # phrases of the prompts; none: what all prompts start with
     masks: str = WORDS  # "words": cross-attention to the subject; "matches": as of Spectral
+    source: str = ALL  # anchors whose subject is shown: "all", or "first" of them alone
     mask_dropout: float = 0.5  # chance that a subject token is left out, in [0, 1)
     keys: str = "identity"  # spectrum of the keys, see consist.spectrum.parse_spectrum
     values: str = "identity"  # spectrum of the values
@@ -42,12 +50,18 @@ class Sdsa(Reweighted):
             raise ValueError(f"masks is {self.masks!r}; allowed: {WORDS!r} or {MATCHES!r}")
         if not isinstance(self.subject, tuple) or not all(self.subject):
             raise ValueError(f"subject is {self.subject!r}; allowed: phrases such as ('cat',)")
+        if self.source not in (ALL, FIRST):
+            raise ValueError(f"source is {self.source!r}; allowed: {ALL!r} or {FIRST!r}")
         if not 0 <= self.mask_dropout < 1:
             raise ValueError(f"mask_dropout is {self.mask_dropout}; allowed: 0 <= chance < 1")
 
     def anchor_images(self, site: Site) -> tuple[int, ...]:
         """The images of the batch whose subjects are shared, in ascending order."""
         return () if site.masks is None else super().anchor_images(site)
+
+    def source_images(self, site: Site) -> tuple[int, ...]:
+        """The anchors whose subjects are shown."""
+        return self.anchor_images(site)[: None if self.source == ALL else 1]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Bank | None:
         """The subject's tokens, for q, k, v ``(g n) h l d``; None before there are masks."""
@@ -56,11 +70,13 @@ class Sdsa(Reweighted):
         bank = super().__call__(q, k, v, site)
         if bank is None:
             return None
-        anchors = list(self.anchor_images(site))
+        anchors = self.anchor_images(site)
+        sources = self.source_images(site)
         dropped = site.draw_tokens("mask dropout") < self.mask_dropout
         masks = site.masks & ~dropped[:, None]
+        masks[[image for image in anchors if image not in sources]] = False
         named = torch.ones(masks.shape[:2]).bool() if site.named is None else site.named
-        return route(bank, masks[anchors], named)
+        return route(bank, masks[list(anchors)], named)
 
 
 def route(bank: Bank, masks: Tensor, named: Tensor) -> Bank:
