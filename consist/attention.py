@@ -170,10 +170,10 @@ class SharedAttnProcessor:
         if halves_of(self.method) == CONDITIONAL and site.g == 2:
             first, site = len(q) // 2, replace(site, g=1)
         sharing = q[first:], k[first:], v[first:]
-        to, of, bank = self._share(*sharing, site)
+        query, key, bank = self._share(*sharing, site)
         if bank is None:
             return attend(q, k, v, None, self.backend)
-        shared = attend(to, of, v[first:], bank, self.backend)
+        shared = attend(query, key, v[first:], bank, self.backend)
         if not first:
             return shared
         return torch.cat((attend(q[:first], k[:first], v[:first], None, self.backend), shared))

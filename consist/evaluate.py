@@ -20,7 +20,7 @@ from consist.errors import ConsistError
 from consist.judges.judge import Judge, Row, RowScores
 from consist.judges.reading import ReadingJudge
 from consist.methods import build
-from consist.methods.method import Prompting, reads_words
+from consist.methods.method import asks_for_subject
 from consist.mini.prompts import asked
 from consist.models import Model
 from consist.origin import check_weights
@@ -305,10 +305,8 @@ def tell_subject(method: Mapping[str, Any], one: PromptSet) -> dict[str, Any]:
     A set that does not name it has as its subject whatever of the mini world its prompts ask for:
     what they start with, a style or two animals, does not always tell.
     """
-    built, told = build(method), None
-    if reads_words(built) or isinstance(built, Prompting):
-        told = built.subject
-    if told != ():
+    built = build(method)
+    if not asks_for_subject(built) or built.subject:
         return dict(method)
     wanted = (subject.subject for prompt in one.prompts for subject in asked(prompt).subjects)
     phrases = [one.subject] if one.subject else list(dict.fromkeys(wanted))

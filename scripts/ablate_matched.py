@@ -38,7 +38,7 @@ def settings(model: str) -> list[Setting]:
         changed("dropout 0.5", "masks", mask_dropout=0.5),
         *(
             changed(f"from the first, {w:g}", "source", source="first", strength=w)
-            for w in (4.0, 16.0)
+            for w in FIRST_STRENGTHS
         ),
         changed("until 0.6", "window", window=(0.0, 0.6)),
         changed("blending", "parts", blending=(0.9, 0.8)),

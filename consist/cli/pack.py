@@ -38,10 +38,8 @@ def read_packs(names: list[str], subject: str, model: str) -> tuple[str, ...]:
 def subject_field(method: str, subject: str) -> list[str] | None:
     """What a method is told of the subject of a pack, if it is told at all."""
     from consist.methods import METHODS
-    from consist.methods.method import Prompting, reads_words
+    from consist.methods.method import asks_for_subject
     from consist.packs import noun_of
 
     kind = METHODS.get(method)
-    built = kind() if kind else None
-    told = built is not None and (reads_words(built) or isinstance(built, Prompting))
-    return [noun_of(subject)] if told else None
+    return [noun_of(subject)] if kind and asks_for_subject(kind()) else None

@@ -181,6 +181,11 @@ class Prompting(Method, Protocol):
         """Log-weights ``(n, l or 1, s)`` of the text, the identity being ``named`` ``(n, s)``."""
 
 
+def asks_for_subject(method: Method) -> TypeGuard[Named | Prompting]:
+    """Whether a method reads the phrases of its subject: to look for them, or to end with them."""
+    return reads_words(method) or isinstance(method, Prompting)
+
+
 @runtime_checkable
 class Blending(Rewriting, Protocol):
     """A method that rewrites with the queries of an undisturbed UNet: ``vanilla_q`` of a site."""
