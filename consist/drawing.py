@@ -23,12 +23,12 @@ from torch import Tensor
 from consist.attention import shared_attention
 from consist.cache import CacheFile, describe
 from consist.config import Chunk, RunConfig, is_cached, places, plan_recording, plan_run
-from consist.methods import build
+from consist.methods import build, spell_out
 from consist.methods.cached import Cached, Recording, refuse_uncached
 from consist.methods.isolated import Isolated
 from consist.methods.method import Method
 from consist.models import Model, Pipeline, load
-from consist.origin import check_weights, peak_memory_gib, versions
+from consist.origin import check_defaults, check_weights, peak_memory_gib, versions
 from consist.preparing import Settings, prepare, subject_tokens
 from consist.prompting import conditioning
 from consist.references import Held, check_references, read_pictures
@@ -110,6 +110,7 @@ def complete(
 
     if record:
         check_weights(folder, config)
+        check_defaults(folder, config)
     check_references(config)
     cached = any(row == SHARED and is_cached(config, chunk) for row, chunk in left)
     if cached:
@@ -268,7 +269,7 @@ def _read_rows(
 def _record(config: RunConfig, settings: Settings, before: dict[str, Any]) -> dict[str, Any]:
     return {
         "config": config.to_json(),
-        "resolved": vars(settings),
+        "resolved": {**vars(settings), "method": spell_out(config.method)},
         "images": list(_images(config)),
         "versions": versions(config.model),
         "seconds": before.get("seconds", 0.0),

@@ -28,7 +28,7 @@ from consist.subject import Subject
 T = TypeVar("T")
 
 # what the model decided at first, and another version might decide otherwise
-SETTLED = ("steps", "guidance", "width", "height")
+SETTLED = ("steps", "guidance", "width", "height", "method")
 # in the folder of a run
 CACHE_FILE = "anchors.safetensors"
 
@@ -148,7 +148,6 @@ def take_subject(run: Path | str) -> Subject:
         prompts=config.anchor_prompts,
         seeds=config.anchor_seeds,
         model=config.model if config.model == MINI else _absolute(config.model),
-        method=config.method,
         negative=config.negative,
         scheduler=config.scheduler,
         loras=tuple(map(_absolute_lora, config.loras)),
@@ -185,9 +184,9 @@ def write_out_anchors(folder: RunFolder) -> RunConfig:
     settled = {name: resolved.get(name, getattr(config, name)) for name in SETTLED}
     if config.anchor_prompts:
         return replace(config, **settled)
-    method = build(config.method)
+    method = build(settled["method"])
     count = count_anchors(method, config)
-    told = {**config.method, "anchors": count}
+    told = {**settled.pop("method"), "anchors": count}
     if reads_words(method) and not method.subject:
         told["subject"] = [shared_phrase(config.prompts)]
     return replace(

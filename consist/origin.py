@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import platform
 import resource
 import sys
@@ -16,6 +17,7 @@ import torch
 
 from consist.config import RunConfig
 from consist.errors import ConsistError
+from consist.methods import spell_out
 from consist.models import MINI, MINI_FOLDER
 from consist.run import RunFolder
 
@@ -51,6 +53,24 @@ def check_weights(folder: RunFolder, config: RunConfig) -> None:
             f"{folder.path} was drawn with other weights of {config.model} and cannot go on; "
             "draw it anew in another folder, or remove this one"
         )
+
+
+def check_defaults(folder: RunFolder, config: RunConfig) -> None:
+    """Makes sure that what a run leaves open of its method is what it was when the run was begun.
+
+    It has the default of the day, which another version may have changed.
+
+    Raises:
+        ConsistError: A field was another when the run was begun.
+    """
+    begun = folder.read_record().get("resolved", {}).get("method", {})
+    now = json.loads(json.dumps(spell_out(config.method)))
+    for name in now.keys() - config.method.keys():
+        if name in begun and begun[name] != now[name]:
+            raise ConsistError(
+                f"{folder.path} was begun with {name} {begun[name]}, and this version would go on "
+                f"with {now[name]}; draw it anew in another folder, or remove this one"
+            )
 
 
 def has_weights_of(folder: RunFolder, config: RunConfig) -> bool:

@@ -26,7 +26,7 @@ from consist.cli.ablation import ablate
 from consist.config import DEFAULT_METHOD, RunConfig, plan
 from consist.drawing import draw
 from consist.evaluate import configure
-from consist.methods import METHODS, build
+from consist.methods import METHODS, build, spell_out
 from consist.models import Model, load
 from consist.origin import grown_mib
 from consist.preparing import prepare
@@ -60,7 +60,7 @@ def measure_costs(
     one = load_benchmark(options.benchmark)[0]
     alone = Setting(name=ISOLATED, method={"name": ISOLATED})
     configs = {
-        setting.name: configure(one, {**base, "steps": STEPS, "method": setting.spelled()})
+        setting.name: configure(one, {**base, "steps": STEPS, "method": spell_out(setting.method)})
         for setting in (alone, *settings)
     }
     model = load(options.model, options.device, options.dtype)

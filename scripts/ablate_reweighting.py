@@ -16,7 +16,7 @@ from consist.ablation.settings import Setting
 from consist.cli.ablation import ablate
 
 FAMILIES = {
-    "flatten": ("log", "log2", "power:0.25", "power:0.5", "schulz:2", "schulz:6", "exp:-1"),
+    "flatten": ("log", "log2", "power:0.5", "schulz:2", "schulz:6", "exp:-1"),
     "sharpen": ("exp:1", "exp:4", "power:2"),
     "denoise": ("soft:0.02", "soft:0.1", "svht", "edge", "shrink"),
 }

@@ -49,6 +49,19 @@ def test_a_run_holds_what_was_asked(tmp_path):
     assert told[-1] == (4, 4)
 
 
+def test_a_half_drawn_run_does_not_go_on_with_another_default(tmp_path):
+    run = generate(config(), tmp_path / "run")
+    assert run.read_record()["resolved"]["method"]["window"] == [0.0, 1.0]
+    record = run.read_record()
+    record["resolved"]["method"]["strength"] = 2.5
+    run.write_record(record)
+    generate(config(), run.path)  # finished: nothing goes on
+    run.picture_path(0).unlink()
+    with pytest.raises(ConsistError, match=r"run was begun with strength 2\.5, and this version"):
+        generate(config(), run.path)
+    assert run.read_record() == record
+
+
 def test_sharing_starts_from_the_noise_of_isolated(tmp_path):
     compared = generate(config(compare=True), tmp_path / "both")
     alone = generate(config(method={"name": "isolated"}), tmp_path / "alone")

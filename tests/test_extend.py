@@ -13,7 +13,8 @@ from consist.config import RunConfig
 from consist.drawing import generate
 from consist.errors import ConsistError
 from consist.evaluate import current_scores
-from consist.more import extend
+from consist.methods import spell_out
+from consist.more import extend, take_subject
 from consist.scores import SetScores, write_scores
 
 PROMPTS = ("a cat in Paris", "a cat on the moon")
@@ -94,7 +95,8 @@ def test_an_extended_run_is_an_ordinary_one(tmp_path, model_for):
     assert record["finished"]
     assert record["images"][2] == {"file": "002.png", "prompt": MORE[0], "seed": 6}
     assert record["config"]["anchor_prompts"] == list(PROMPTS)
-    assert record["config"]["method"] == {"name": "matched", "anchors": 2}
+    whole = spell_out({"name": "matched", "anchors": 2})
+    assert record["config"]["method"] == json.loads(json.dumps(whole))
     assert run.grid_path.read_bytes() != grid
     alone = RunConfig(prompts=MORE[:1], seeds=(6,), steps=2, method={"name": "isolated"})
     alone = generate(alone, tmp_path / "alone", model_for=model_for)
@@ -166,6 +168,19 @@ def test_what_the_model_decided_is_written_out(tmp_path, model_for):
     record = run.read_record()
     run.write_record({**record, "resolved": {**record["resolved"], "guidance": 2.5}})
     assert extend(run.path, MORE[:1], model_for=model_for).read_config().guidance == 2.5
+
+
+def test_the_method_stays_what_it_was_when_a_default_changes(tmp_path, model_for):
+    run = generate(config(), tmp_path / "run", model_for=model_for)
+    record = run.read_record()
+    assert record["config"]["method"] == {"name": "matched"}
+    record["resolved"]["method"]["strength"] = 2.5
+    run.write_record(record)
+    assert extend(run.path, MORE[:1], model_for=model_for).read_config().method["strength"] == 2.5
+    assert take_subject(run.path).config.method["strength"] == 2.5
+    run.picture_path(2).unlink()
+    extend(run.path, MORE[:1], model_for=model_for)
+    assert run.picture_path(2).exists()
 
 
 def test_scores_of_before_are_not_those_of_an_extended_run(tmp_path, model_for):

@@ -9,7 +9,7 @@ from einops import rearrange
 from consist import sharing
 from consist.decomposition import filter_matrix
 from consist.errors import ConsistError
-from consist.methods import METHODS, build
+from consist.methods import METHODS, build, defaults_of, spell_out
 from consist.methods.isolated import Isolated
 from consist.methods.method import Site
 from consist.methods.spectral import Shared, Spectral
@@ -35,6 +35,15 @@ def attend(method, q, k, v, **changes):
 
 
 # identity
+
+
+def test_a_method_spelled_out_is_the_same_method():
+    for name in METHODS:
+        whole = spell_out({"name": name})
+        assert whole.keys() == {"name", *defaults_of(name)}
+        assert build(whole) == build({"name": name})
+    whole = spell_out({"name": "spectral", "keys": "log", "window": "0,0.5"})
+    assert (whole["keys"], whole["values"], whole["window"]) == ("log", "log", (0.0, 0.5))
 
 
 def test_isolated_shares_nothing_anywhere():

@@ -14,6 +14,7 @@ from consist.cli import app
 from consist.config import RunConfig
 from consist.drawing import generate
 from consist.errors import ConsistError
+from consist.methods import spell_out
 from consist.more import check_weights_of, extend, redo, take_subject
 from consist.subject import Subject, list_subjects, subject_path
 
@@ -62,8 +63,9 @@ def test_a_subject_draws_the_same_as_its_run_would(run, tmp_path, model_for):
 
 def test_the_recipe_is_all_that_the_subject_depends_on(run):
     subject = take_subject(run.path)
+    method = json.loads(json.dumps(spell_out(RECIPE.method)))
     assert subject.config == RunConfig(
-        **{**vars(RECIPE), "guidance": 4.0, "width": 128, "height": 128}
+        **{**vars(RECIPE), "method": method, "guidance": 4.0, "width": 128, "height": 128}
     )
     assert subject.versions == run.read_record()["versions"]
 

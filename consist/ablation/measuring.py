@@ -14,6 +14,7 @@ from consist.benchmarks import PromptSet
 from consist.drawing import generate
 from consist.evaluate import SetEvaluator, SharedModel, configure, sum_up
 from consist.judges.judge import Judge
+from consist.methods import spell_out
 from consist.origin import check_weights
 from consist.reuse import reuse_isolated
 from consist.run import ISOLATED, RunFolder
@@ -45,7 +46,7 @@ class Work:
 
     def settings(self, setting: Setting) -> dict[str, Any]:
         """The fields of RunConfig that draw a setting."""
-        return {**self.base, "method": setting.spelled()}
+        return {**self.base, "method": spell_out(setting.method)}
 
 
 def measure(

@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from consist.benchmarks import PromptSet
 from consist.errors import ConsistError, unknown
-from consist.methods import build
+from consist.methods import spell_out
 
 HALVES = ("first", "second")
 
@@ -28,14 +28,8 @@ class Setting:
 
     def digest(self, base: Mapping[str, Any]) -> str:
         """Tells it from all other settings and from other ``base`` fields: 8 hex digits."""
-        whole = {**base, "method": self.spelled(), "masked": self.masked}
+        whole = {**base, "method": spell_out(self.method), "masked": self.masked}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:8]
-
-    def spelled(self) -> dict[str, Any]:
-        """The method with all its fields, so that a run stays what it is when a default changes."""
-        method = build(self.method)
-        values = {field.name: getattr(method, field.name) for field in fields(method)}  # type: ignore[arg-type]
-        return {"name": self.method["name"], **values}
 
 
 def choose(

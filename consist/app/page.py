@@ -14,14 +14,13 @@ from consist.app.settings import (
     FIELDS,
     RULES,
     Form,
-    defaults_of,
     explain,
     read_lines,
     split_spectrum,
 )
 from consist.config import DEFAULT_METHOD
 from consist.errors import ConsistError
-from consist.methods import METHODS
+from consist.methods import METHODS, defaults_of
 from consist.phrases import split_identity
 
 Parts = dict[str, Any]  # components, and what holds them, by name

@@ -8,7 +8,7 @@ from typing import Any
 
 from consist.config import RunConfig, parse_size, spread_seeds
 from consist.errors import ConsistError, unknown
-from consist.methods import METHODS, build
+from consist.methods import METHODS, build, defaults_of
 from consist.more import check_weights_of
 from consist.subject import NAME, Subject
 
@@ -121,17 +121,6 @@ def read_method(form: Form) -> dict[str, Any]:
             settings[name] = value
     build(settings)
     return settings
-
-
-def defaults_of(method: str) -> dict[str, Any]:
-    """The fields of a method, with what they are where nothing is set.
-
-    Raises:
-        ConsistError: There is no such method.
-    """
-    if method not in METHODS:
-        raise ConsistError(unknown("method", str(method), METHODS))
-    return {field.name: field.default for field in fields(METHODS[method])}  # type: ignore[arg-type]
 
 
 def explain(method: str) -> str:

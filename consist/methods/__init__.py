@@ -44,9 +44,7 @@ def build(settings: Mapping[str, Any]) -> Method:
     """
     given = dict(settings)
     name = given.pop("name")
-    if name not in METHODS:
-        raise ConsistError(unknown("method", name, METHODS))
-    defaults = {field.name: field.default for field in fields(METHODS[name])}  # type: ignore[arg-type]
+    defaults = defaults_of(name)
     if strange := [field for field in given if field not in defaults]:
         has = ", ".join(defaults) or "none"
         raise ConsistError(f"{name} has no field {strange[0]!r}; its fields: {has}")
@@ -54,6 +52,28 @@ def build(settings: Mapping[str, Any]) -> Method:
         return METHODS[name](**{key: _read(value, defaults[key]) for key, value in given.items()})
     except ValueError as error:
         raise ConsistError(f"{name}: {error}") from None
+
+
+def defaults_of(name: str) -> dict[str, Any]:
+    """The fields of a method, with what they are where nothing is set.
+
+    Raises:
+        ConsistError: There is no such method.
+    """
+    if name not in METHODS:
+        raise ConsistError(unknown("method", name, METHODS))
+    return {field.name: field.default for field in fields(METHODS[name])}  # type: ignore[arg-type]
+
+
+def spell_out(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A method with all its fields, so that it stays what it is when a default changes.
+
+    Raises:
+        ConsistError: As ``build``.
+    """
+    method = build(settings)
+    values = {name: getattr(method, name) for name in defaults_of(settings["name"])}
+    return {"name": settings["name"], **values}
 
 
 def _read(value: Any, default: Any) -> Any:
