@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from readings import REST
 from rich.console import Console
@@ -28,10 +29,12 @@ from consist.intervals import Interval, bootstrap_difference
 from consist.judges.judge import RowScores
 from consist.judges.reading import ReadingJudge
 from consist.methods import METHODS
+from consist.mini.architecture import HEAD_WIDTH
 from consist.mini.reader import Reading, SubjectReading, Value
 from consist.report.front import BOTTOM, LEFT, RIGHT, TOP
 from consist.run import RunFolder
 from consist.scores import SetScores, Summary, summarize
+from consist.spectrum import parse_spectrum
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "scripts").glob("ablate_*.py"))
@@ -485,11 +488,21 @@ def test_every_script_asks_one_question_with_settings_that_can_be_built(script, 
 
 def test_there_is_a_script_for_every_question():
     assert [path.stem.removeprefix("ablate_") for path in SCRIPTS] == [
-        *("baselines", "geometry", "ideas", "masks", "matched", "reweighting", "zeroing")
+        *("baselines", "geometry", "ideas", "masks", "matched", "one_prompt", "reweighting"),
+        "zeroing",
     ]
     (baselines,) = [path for path in SCRIPTS if path.stem == "ablate_baselines"]
     names = [one.name for one in runpy.run_path(str(baselines))["settings"]("mini")]
     assert ["isolated", *names] == list(METHODS)
+
+
+def test_shares_of_minis_singular_values_are_counts():
+    s = torch.rand(7, HEAD_WIDTH, generator=torch.Generator().manual_seed(0))
+    s = s.sort(-1, descending=True).values
+    for rule in ("fraction", "quantile"):
+        for share, count in ((0.05, 2), (0.25, 8), (0.5, 16), (0.75, 24)):
+            kept = parse_spectrum(f"{rule}:{share}")(s)
+            assert torch.equal(kept, parse_spectrum(f"count:{count}")(s))
 
 
 def test_bad_input_is_one_sentence(monkeypatch, capsys):
