@@ -96,12 +96,15 @@ def test_runs_without_words_keep_their_folders():
 
 def test_pivotal_gives_both_files_and_goes_on(photos):
     command = ("train", "pivotal", photos, *WORD, *SHORT, "--word-steps", 1, "--rank", 2)
+    command += ("--sample-prompt", "a <my-cat> in paris", "--sample-every", 1)
     for _ in range(2):
         result = run(*command, "--out", "cat.safetensors")
         assert result.exit_code == 0, result.output
         assert result.stdout.split() == ["cat-word.safetensors", "cat.safetensors"]
     assert list(load_file("cat-word.safetensors")) == ["<my-cat>"]
     assert len(list(Path("cat-word.training").glob("step-0000001.*"))) == 1
+    for name in ("cat-word.training", "cat.training"):
+        assert Path(name, "samples", "sheet.png").is_file()
     record = json.loads(Path("cat.training", "training.json").read_text())
     assert record["config"]["embedding"] == "cat-word.safetensors"
     assert {photo["caption"] for photo in record["photos"]} == {"a <my-cat>"}

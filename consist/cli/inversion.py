@@ -161,6 +161,9 @@ def pivotal(
     gradient_checkpointing: Checkpointing = False,
     checkpoint_every: Every = 100,
     keep: Keep = 1,
+    sample_prompts: SamplePrompts = None,
+    sample_every: SampleEvery = None,
+    tensorboard: Tensorboard = False,
 ) -> None:
     """Learn a new word for a subject from photos, and then a LoRA beside it.
 
