@@ -21,6 +21,7 @@ from consist.config import RunConfig, spread_seeds
 from consist.errors import ConsistError
 from consist.methods import build
 from consist.methods.method import Prompting, reads_words
+from consist.methods.sdsa import ALL, Sdsa
 from consist.models import Pipeline
 from consist.phrases import shared_phrase
 from consist.pictures import open_picture, unreadable
@@ -78,6 +79,9 @@ def _method_for(config: RunConfig, prompts: tuple[str, ...]) -> dict[str, Any]:
     if "anchors" in config.method:
         raise ConsistError("references are the anchors themselves; leave the method's anchors out")
     told = {**config.method, "anchors": len(prompts)}
+    if isinstance(method, Sdsa) and "source" not in config.method:
+        # given pictures do not take from each other, so all of them may be shown
+        told["source"] = ALL
     build(told)
     if reads_words(method) and not method.subject:
         told["subject"] = [shared_phrase(prompts + config.prompts)]

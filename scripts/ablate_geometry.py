@@ -6,8 +6,9 @@
 One change at a time from the default of ``Spectral``: per head or all heads side by side; each
 anchor by itself or all together; centered or not (these three in all combinations); layers;
 resolutions; window of progress; anchors: the first, the first two, all, or a random one at each
-call; strength. A choice stays the default if no change from it is better in identity without
-more leakage; its interval against the default says so.
+call; strength; and a spectrum of the keys beside that of the values. A choice stays the default
+if no change from it is better in identity without more leakage; its interval against the default
+says so.
 """
 
 from itertools import product
@@ -31,6 +32,7 @@ COARSE_ELSEWHERE = 32
 WINDOWS = ((0.0, 0.25), (0.0, 0.5), (0.0, 0.8), (0.2, 1.0), (0.5, 1.0))
 ANCHORS = (1, 2, "random")
 STRENGTHS = (0.25, 0.5, 2.0, 4.0)
+KEYS = ("log2", "schulz:2", "exp:1")
 
 
 def changed(name: str, group: str, **fields: Any) -> Setting:
@@ -58,6 +60,7 @@ def settings(model: str) -> list[Setting]:
         *(changed(f"from {a:g} to {b:g}", "window", window=(a, b)) for a, b in WINDOWS),
         *(changed(f"anchors {count}", "anchors", anchors=count) for count in ANCHORS),
         *(changed(f"strength {w:g}", "strength", strength=w) for w in STRENGTHS),
+        *(changed(f"K {rule}", "keys", keys=rule) for rule in KEYS),
     ]
 
 

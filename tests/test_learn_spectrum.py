@@ -75,7 +75,7 @@ def test_learned_weights_draw_what_was_learned(script, call):
 
 
 def test_a_strength_is_found(script, call):
-    """Where the subject is everywhere, the target is sharing at the strength of the default."""
+    """Where the subject is everywhere, the target is sharing at the target's strength."""
     sample = script["take"](*call, torch.ones(N, L, dtype=torch.bool))
     rule = script["Rule"]("identity", "identity")
     assert script["judge"](rule, [sample]) > 0.02

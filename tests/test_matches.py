@@ -200,7 +200,7 @@ def test_the_first_anchor_alone_is_shown_and_sees_nobody(unet, known):
     given = {"masks": shown} if known else {}
     alone = denoise(unet, latents, text, Isolated())
     first = denoise(unet, latents, text, Matched(source="first", **open_), **given)
-    every = denoise(unet, latents, text, Matched(**open_), **given)
+    every = denoise(unet, latents, text, Matched(source="all", **open_), **given)
     torch.testing.assert_close(first[0], alone[0], atol=1e-5, rtol=1e-4)
     if known:
         # the second image sees the first, but not the third

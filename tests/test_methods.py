@@ -43,7 +43,7 @@ def test_a_method_spelled_out_is_the_same_method():
         assert whole.keys() == {"name", *defaults_of(name)}
         assert build(whole) == build({"name": name})
     whole = spell_out({"name": "spectral", "keys": "log", "window": "0,0.5"})
-    assert (whole["keys"], whole["values"], whole["window"]) == ("log", "log", (0.0, 0.5))
+    assert (whole["keys"], whole["values"], whole["window"]) == ("log", "fraction:0.05", (0.0, 0.5))
 
 
 def test_isolated_shares_nothing_anywhere():
@@ -92,12 +92,15 @@ def test_shared_gives_the_tokens_of_the_first_images(anchors):
 def test_spectral_filters_the_matrices_it_names(width, pool, centered):
     """Takes each matrix out by hand, and decomposes it alone."""
     batch = draw_batch()
-    method = Spectral(anchors=2, width=width, pool=pool, centered=centered, keys="log|count:2")
+    rules = {"keys": "log|count:2", "values": "log"}
+    method = Spectral(anchors=2, width=width, pool=pool, centered=centered, **rules)
     found = method(*batch, site())
     plain = Shared(anchors=2)(*batch, site())
     heads = [slice(h, h + 1) for h in range(H)] if width == "head" else [slice(None)]
     tokens = [slice(0, L), slice(L, 2 * L)] if pool == "anchor" else [slice(None)]
-    for x, filtered, text in ((plain.k, found.k, "log|count:2"), (plain.v, found.v, "log")):
+    for x, filtered, text in zip(
+        (plain.k, plain.v), (found.k, found.v), rules.values(), strict=True
+    ):
         for half, h, s in ((half, h, s) for half in range(G) for h in heads for s in tokens):
             matrix = rearrange(x[half, h, s], "h s d -> s (h d)")
             alone = filter_matrix(matrix, parse_spectrum(text), centered=centered)
@@ -120,13 +123,12 @@ def test_the_rule_of_the_keys_never_reaches_the_values():
     assert not torch.equal(other.k, bank.k)
 
 
-def test_the_default_does_something():
+def test_the_default_keeps_keys_and_the_leading_directions_of_values():
     q, k, v = draw_batch()
-    # directions of every strength, as real keys have them
-    k = k * torch.logspace(0, -2, k.shape[-1])
-    bank, plain = Spectral()(q, k, v, site()), Shared()(q, k, v, site())
-    assert not torch.isclose(bank.k, plain.k).all()
-    assert not torch.isclose(bank.v, plain.v).all()
+    bank, plain = Spectral(centered=False)(q, k, v, site()), Shared()(q, k, v, site())
+    assert torch.equal(bank.k, plain.k)
+    assert torch.linalg.matrix_rank(bank.v).unique().tolist() == [1]
+    assert torch.linalg.matrix_rank(plain.v).unique().tolist() == [D]
 
 
 @pytest.mark.parametrize("width", ["head", "full"])

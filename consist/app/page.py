@@ -143,7 +143,7 @@ def lay_out_method(parts: Parts) -> None:
         )
         parts["strength"] = gr.Slider(
             0.1,
-            8,
+            32,
             value=usual["strength"],
             step=0.1,
             label="Strength",
