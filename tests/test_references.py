@@ -407,6 +407,13 @@ def test_a_changed_or_lost_picture_is_named(tmp_path, photo, model_for, monkeypa
     extend(run.path, SCENES[2:], model_for=model_for)
 
 
+def test_all_given_pictures_are_shown_unless_only_the_first_is_asked_for(photo):
+    default = config(2, method={"name": "matched"})
+    assert with_references(default, [photo], ["a cat"]).method["source"] == "all"
+    told = config(2, method={"name": "matched", "source": "first"})
+    assert with_references(told, [photo], ["a cat"]).method["source"] == "first"
+
+
 def test_the_subject_is_what_all_prompts_name(photo):
     masked = config(2, method={"name": "sdsa"})
     assert with_references(masked, [photo], ["a cat"]).method["subject"] == ["cat"]
