@@ -17,7 +17,6 @@ from consist.drawing import Watch, draw, generate, load_model
 from consist.errors import ConsistError
 from consist.methods import build
 from consist.methods.method import Injecting, Method, Prompting, Rewriting
-from consist.methods.query_aware import QueryAware
 from consist.models import Pipeline
 from consist.preparing import Settings, prepare
 from consist.ranks import Ranks
@@ -166,6 +165,4 @@ def _needs(config: RunConfig) -> str:
         return "features of the anchors are injected into each picture"
     if isinstance(method, Rewriting):
         return "queries and keys of each picture are brought to those of an anchor beside it"
-    if isinstance(method, QueryAware):
-        return "what is shared depends on the queries of all pictures in the batch"
     return ""

@@ -17,7 +17,6 @@ import consist
 from consist.attention import SharedAttnProcessor
 from consist.layers import grid_of
 from consist.methods.method import Site
-from consist.methods.query_aware import QueryAware
 from consist.origin import count_held
 
 PROMPTS = ["a cat in paris", "a cat on the moon", "a red bus"]
@@ -149,7 +148,6 @@ def test_sharing_changes_pictures(pipe, method, request):
     [
         consist.Shared(halves="conditional", strength=2.0),
         consist.Spectral(halves="conditional"),
-        QueryAware(halves="conditional"),
         consist.StoryDiffusion(halves="conditional"),
         consist.Matched(halves="conditional"),
         consist.Shared(halves="conditional", window=(0.9, 1.0)),

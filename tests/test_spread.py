@@ -79,7 +79,7 @@ METHODS = {
     "random": {"name": "shared", "anchors": "random", "halves": "conditional"},
     "spectral": {"name": "spectral", "anchors": 1},
     "common": {"name": "spectral", "anchors": 3},
-    "agreement": {"name": "agreement", "anchors": 3},
+    "notch": {"name": "notch", "anchors": 3},
     "storydiffusion": {"name": "storydiffusion"},
     "sdsa": {"name": "sdsa", "subject": ["cat"], "anchors": 3},
 }
@@ -149,7 +149,6 @@ def test_what_cannot_be_spread_is_said_and_the_rest_goes_on(spread):
     ("changes", "reason"),
     [
         ({"method": {"name": "consistory"}}, "features of the anchors are injected"),
-        ({"method": {"name": "query-aware"}}, "the queries of all pictures"),
         ({"method": {"name": "one-prompt"}}, "all pictures from one prompt"),
         ({"anchor_prompts": ("a cat",), "anchor_seeds": (0,), "cache": "x"}, "with a cache"),
     ],

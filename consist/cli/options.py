@@ -15,8 +15,8 @@ ModelName = Annotated[str, typer.Option(help="mini, a hub id, a folder or a .saf
 MethodName = Annotated[
     str,
     typer.Option(
-        help="What is shared: spectral, shared, sdsa, consistory, storydiffusion, stylealigned, "
-        "one-prompt, agreement, notch, query-aware or isolated."
+        help="What is shared: matched, spectral, shared, notch, sdsa, consistory, storydiffusion, "
+        "stylealigned, one-prompt or isolated."
     ),
 ]
 Keys = Annotated[

@@ -5,13 +5,12 @@ from dataclasses import fields
 from typing import Any
 
 from consist.errors import ConsistError, unknown
-from consist.methods.agreement import Agreement, Notch
 from consist.methods.consistory import Consistory
 from consist.methods.isolated import Isolated
 from consist.methods.matched import Matched
 from consist.methods.method import Method
+from consist.methods.notch import Notch
 from consist.methods.one_prompt import OnePrompt
-from consist.methods.query_aware import QueryAware
 from consist.methods.sdsa import Sdsa
 from consist.methods.spectral import Shared, Spectral
 from consist.methods.storydiffusion import StoryDiffusion
@@ -22,9 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "matched": Matched,
     "shared": Shared,
     "spectral": Spectral,
-    "agreement": Agreement,
     "notch": Notch,
-    "query-aware": QueryAware,
     "sdsa": Sdsa,
     "consistory": Consistory,
     "one-prompt": OnePrompt,

@@ -28,7 +28,6 @@ from consist.methods.method import (
     halves_of,
     reads_words,
 )
-from consist.methods.query_aware import QueryAware
 from consist.sharing import Bank, keep_tokens
 from consist.spectrum import keep_energy
 
@@ -251,8 +250,6 @@ def _needs(method: Method) -> str:
         return "it draws all pictures from one prompt"
     if isinstance(method, Rewriting) and not isinstance(method, Blending):
         return "queries and keys of each picture are brought to those of an anchor beside it"
-    if isinstance(method, QueryAware):
-        return "what is shared depends on the queries of all pictures in the batch"
     if reads_words(method) and len(method.subject) != 1:
         return f"it needs one subject to look for, and has {len(method.subject)}"
     return "" if method.anchor_count(1) else "it shares nothing"

@@ -154,12 +154,9 @@ class Reweighted(Shared):
         anchors = bank.k.shape[2] // k.shape[2]
         return replace(
             bank,
-            k=self._filter_keys(bank.k, q, anchors, site),
+            k=self._filter(bank.k, "keys", anchors, site),
             v=self._filter(bank.v, "values", anchors, site),
         )
-
-    def _filter_keys(self, k: Tensor, q: Tensor, anchors: int, site: Site) -> Tensor:
-        return self._filter(k, "keys", anchors, site)
 
     def _filter(self, x: Tensor, kind: str, anchors: int, site: Site) -> Tensor:
         """Reweights "keys" or "values"."""
