@@ -37,6 +37,7 @@ RULES = {
         0.5,
     ),
     "log": Rule("flattened, by logarithm", "Strong directions lose, weak ones gain."),
+    "log2": Rule("flattened less, by its square", "The same, but less of it."),
     "power": Rule(
         "flattened, by a power",
         "The power that the strengths are raised to: less is flatter, 1 changes nothing.",
