@@ -190,7 +190,7 @@ def test_a_method_remembers_from_step_to_step():
     q, k, v = torch.randn(3, 4, 2, 12, 4, generator=generator)
     bases = Bases()
     fields = {"layer": "up", "height": 3, "width": 4, "g": 2, "n": 2, "bases": bases}
-    fast, exact = (Spectral(solver=solver) for solver in ("fast", "exact"))
+    fast, exact = (Spectral(keys="energy:0.95", solver=solver) for solver in ("fast", "exact"))
     first, second = Site(progress=0.1, **fields), Site(progress=0.2, **fields)
     fast(q, k, v, first)
     assert set(bases._known) == {"keys of up"}

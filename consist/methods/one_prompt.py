@@ -51,8 +51,7 @@ class OnePrompt(Reweighted):
     ipca: float = 1.0  # weight of the identity's appended words, at least 0; 0: none are appended
     ipca_dropout: float = 0.0  # chance that a place does not see one of them, in [0, 1)
     shared: bool = False  # self-attention is shared too
-    keys: str = "energy:0.95"  # spectrum of the shared keys
-    values: str = "log"  # spectrum of the shared values
+    values: str = "log2"  # spectrum of the shared values, as of Spectral
 
     def __post_init__(self) -> None:
         super().__post_init__()
