@@ -33,7 +33,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -57,7 +56,7 @@ from consist.models import MINI, Model, load
 from consist.origin import versions
 from consist.preparing import prepare
 from consist.run import write_atomically
-from consist.sharing import Bank
+from consist.sharing import Bank, attend, pack
 from consist.spectrum import parse_spectrum
 
 STEPS = 12
@@ -68,7 +67,6 @@ TARGET_STRENGTH = 4.0  # weight of a token of a subject against an own one
 PARTS = ("keys", "values")
 PUBLISHED = "K energy:0.95, V log"
 RULES = {
-    "all tokens": ("identity", "identity"),
     PUBLISHED: ("energy:0.95", "log"),
     "KV energy:0.95": ("energy:0.95", "energy:0.95"),
     "KV count:2": ("count:2", "count:2"),
@@ -76,7 +74,13 @@ RULES = {
     "V log": ("identity", "log"),
     "KV log": ("log", "log"),
 }
-LEARNED = {"learned K": (True, False), "learned V": (False, True), "learned KV": (True, True)}
+# which weights are learned, those of the keys and those of the values, beside the strength
+LEARNED = {
+    "all tokens": (False, False),
+    "learned K": (True, False),
+    "learned V": (False, True),
+    "learned KV": (True, True),
+}
 SHOWN = ("identity", "crop", "scene", "background")  # scores of pictures
 
 
@@ -108,11 +112,12 @@ class Listener:
 
 @dataclass(frozen=True)
 class Sample:
-    """One attention call, decomposed, and what it shall put out. Of ``n`` images, ``m = n l``."""
+    """One attention call, decomposed, and what it shall put out."""
 
     q: Tensor  # n h l d
     k: Tensor
     v: Tensor
+    bank: Bank  # all tokens of all images
     parts: tuple[tuple[Tensor, Tensor, Tensor], ...]  # of keys, values: mean, coordinates, vectors
     sizes: tuple[Tensor, Tensor]  # singular values (h, r) of keys and values
     target: Tensor
@@ -121,47 +126,26 @@ class Sample:
 
 def take(q: Tensor, k: Tensor, v: Tensor, subject: Tensor) -> Sample:
     """Prepares a call; ``subject`` is bool ``(n, l)``."""
+    n, _, tokens, _ = q.shape
+    bank = pack(k, v, range(n), images=n)
     parts, sizes = [], []
-    for x in (k, v):
-        tokens = rearrange(x, "n h l d -> h (n l) d")
-        mean = tokens.mean(1, keepdim=True)
-        s, vectors = decompose((tokens - mean).mT @ (tokens - mean))
-        parts.append((mean, (tokens - mean) @ vectors, vectors))
+    for x in (bank.k[0], bank.v[0]):
+        mean = x.mean(1, keepdim=True)
+        s, vectors = decompose((x - mean).mT @ (x - mean))
+        parts.append((mean, (x - mean) @ vectors, vectors))
         sizes.append(s)
-    packed = (rearrange(x, "n h l d -> h (n l) d") for x in (k, v))
-    weight = torch.where(subject.flatten(), math.log(TARGET_STRENGTH), -math.inf)
-    target = attend(q, k, v, *packed, weight)
-    own = F.scaled_dot_product_attention(q, k, v)
+    weight = torch.full((n, tokens), math.log(TARGET_STRENGTH))
+    target = attend(q, k, v, pack(k, v, range(n), images=n, tokens=subject, bias=weight))
     return Sample(
         q=q,
         k=k,
         v=v,
+        bank=bank,
         parts=tuple(parts),
         sizes=(sizes[0], sizes[1]),
         target=target,
-        alone=float((own - target).square().sum()),
+        alone=float((attend(q, k, v) - target).square().sum()),
     )
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, shared_k: Tensor, shared_v: Tensor, weight: Tensor
-) -> Tensor:
-    """Each image over its own tokens and those of the others, whose log-weight is ``weight``.
-
-    Plain, for its gradient; tests hold it against ``consist.sharing.attend``.
-
-    Args:
-        q: ``(n h l d)``, as ``k`` and ``v``.
-        shared_k: ``(h m d)`` with ``m = n l``, as ``shared_v``.
-        weight: ``(m)`` or a number.
-    """
-    n, tokens = q.shape[0], q.shape[2]
-    own = einsum(q, k, "n h l d, n h s d -> n h l s")
-    others = einsum(q, shared_k, "n h l d, h m d -> n h l m") / math.sqrt(q.shape[-1]) + weight
-    itself = torch.eye(n, dtype=torch.bool).repeat_interleave(tokens, 1)
-    others = others.masked_fill(itself[:, None, None], -math.inf)
-    p = torch.cat([own / math.sqrt(q.shape[-1]), others], -1).softmax(-1)
-    return p[..., :tokens] @ v + einsum(p[..., tokens:], shared_v, "n h l m, h m d -> n h l d")
 
 
 def watch_set(model: Model, one: PromptSet, judges: Sequence[Judge]) -> dict[str, list[Sample]]:
@@ -224,7 +208,9 @@ def distance(weights: Weights, sample: Sample) -> Tensor:
             sample.parts, weights.gains(sample), strict=True
         )
     ]
-    found = attend(sample.q, sample.k, sample.v, *shared, weights.log_strength)
+    k, v = (x[None] for x in shared)
+    bias = weights.log_strength.expand(k.shape[2])
+    found = attend(sample.q, sample.k, sample.v, replace(sample.bank, k=k, v=v, bias=bias))
     return (found - sample.target).square().sum()
 
 
@@ -331,7 +317,7 @@ def main() -> None:
         "isolated": build({"name": "isolated"}),
         "shared": Shared(),
         PUBLISHED: build({"name": "spectral", **dict(zip(PARTS, RULES[PUBLISHED], strict=True))}),
-        "learned strength": Learned(weights=strengths(learned)),
+        "learned strength": Learned(weights=learned["all tokens"]),
         "learned KV": Learned(weights=learned["learned KV"]),
     }
     sets = select(split_half(alone, "second"), limit=drawn)
@@ -344,15 +330,6 @@ def main() -> None:
     show_gains(gains)
     if not options.quick:
         write(found, learned, gains, [one.name for one in sets])
-
-
-def strengths(learned: Mapping[str, Mapping[str, Weights]]) -> dict[str, Weights]:
-    """Weights of 1 with the learned strength of all tokens."""
-    plain = {}
-    for layer, rule in learned["all tokens"].items():
-        plain[layer] = Weights(learned["learned KV"][layer].roots[0].numel(), False, False)
-        plain[layer].log_strength.data.copy_(rule.log_strength.data)
-    return plain
 
 
 def show_distances(

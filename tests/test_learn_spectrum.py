@@ -1,16 +1,15 @@
-"""What ``scripts/learn_spectrum.py`` learns: its attention, its distances, that it can learn."""
+"""What ``scripts/learn_spectrum.py`` learns: its target, its distances, and that it can learn."""
 
-import math
 import runpy
 from pathlib import Path
 
 import pytest
 import torch
-from einops import rearrange
 
 from consist import sharing
 from consist.methods.method import Site
 from consist.methods.spectral import Shared, Spectral
+from consist.sharing import keep_tokens
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "learn_spectrum.py"
 LAYER = "up_blocks.0.attentions.1.transformer_blocks.0.attn1"
@@ -32,25 +31,13 @@ def bank_of(method, q, k, v):
     return method(q, k, v, Site(layer=LAYER, height=4, width=4, progress=0.5, g=1, n=N))
 
 
-def pack(x):
-    return rearrange(x, "n h l d -> h (n l) d")
-
-
-def test_attention_is_that_of_the_package(script, call):
-    q, k, v = call
-    expected = sharing.attend(q, k, v, bank_of(Shared(strength=3.0), q, k, v))
-    found = script["attend"](q, k, v, pack(k), pack(v), torch.tensor(math.log(3.0)))
-    torch.testing.assert_close(found, expected)
-
-
-def test_tokens_outside_the_masks_are_not_seen(script, call):
+def test_the_target_is_attention_to_subjects_alone(script, call):
     q, k, v = call
     subject = torch.rand(N, L, generator=torch.Generator().manual_seed(1)) < 0.3
     target = script["take"](q, k, v, subject).target
-    changed = [torch.where(subject[:, None, :, None], x, x + 9) for x in (k, v)]
-    weight = torch.where(subject.flatten(), math.log(script["TARGET_STRENGTH"]), -math.inf)
-    again = script["attend"](q, k, v, *map(pack, changed), weight)
-    torch.testing.assert_close(again, target)
+    strength = script["TARGET_STRENGTH"]
+    bank = keep_tokens(bank_of(Shared(strength=strength), q, k, v), subject.flatten())
+    torch.testing.assert_close(target, sharing.attend(q, k, v, bank))
 
 
 @pytest.mark.parametrize(("keys", "values"), [("energy:0.8", "log"), ("count:2", "identity")])
@@ -77,7 +64,7 @@ def test_learned_weights_draw_what_was_learned(script, call):
 def test_a_strength_is_found(script, call):
     """Where the subject is everywhere, the target is sharing at the target's strength."""
     sample = script["take"](*call, torch.ones(N, L, dtype=torch.bool))
-    rule = script["Rule"]("identity", "identity")
+    rule = script["Weights"](D, False, False)
     assert script["judge"](rule, [sample]) > 0.02
     script["learn"](rule, [sample], 300)
     assert script["judge"](rule, [sample]) < 1e-3
