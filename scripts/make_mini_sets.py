@@ -15,7 +15,7 @@ from consist.mini.actions import ACTIONS
 from consist.mini.scenes import SCENES
 from consist.mini.styles import STYLES
 from consist.mini.subjects import COLORS, SUBJECTS
-from consist.mini.world import HELD_OUT, NAMED, describe, sample_identity, with_article
+from consist.mini.world import HELD_OUT, SPARING, describe, sample_identity, with_article
 
 OUT = Path(__file__).parent.parent / "consist" / "benchmarks" / "mini-sets.yaml"
 HEAD = """\
@@ -66,7 +66,7 @@ def entry(rng: Random, names: list[str], subject: str | None = None, style: str 
 def named(rng: Random, count: int) -> Iterator[Entry]:
     """Sets whose prompts all say who the subject is."""
     for name in cycle(rng, count):
-        yield entry(rng, [name], with_article(describe(sample_identity(rng, name), NAMED)))
+        yield entry(rng, [name], with_article(describe(sample_identity(rng, name), SPARING.alone)))
 
 
 def colliding(rng: Random) -> Iterator[Entry]:

@@ -9,7 +9,7 @@ from consist.mini.prompts import Asked, AskedSubject, asked, imagine, imagine_id
 from consist.mini.scenes import SCENES
 from consist.mini.styles import STYLES
 from consist.mini.subjects import SUBJECTS
-from consist.mini.world import NAMED, caption, describe, sample_identity, sample_picture
+from consist.mini.world import SPARING, caption, describe, sample_identity, sample_picture
 
 
 def stated(identity, named):
@@ -28,7 +28,7 @@ def test_a_description_is_read_in_full_and_nothing_more():
     rng = Random(0)
     for _ in range(3000):
         identity = sample_identity(rng)
-        named = [name for name in NAMED if rng.random() < 0.5]
+        named = [name for name in SPARING.alone if rng.random() < 0.5]
         (subject,) = asked(describe(identity, named)).subjects
         assert subject.subject == identity.subject
         assert subject.attributes == stated(identity, named), describe(identity, named)

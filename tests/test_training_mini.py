@@ -6,21 +6,25 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import nn
+from typer.testing import CliRunner
 
+from consist.cli import app
 from consist.errors import ConsistError
 from consist.mini.architecture import build_tokenizer, build_unet
 from consist.mini.autoencoder import Album, crop, draw_pictures, off_standard, picture
 from consist.mini.denoiser import (
     SUBJECT_WEIGHT,
+    coverage,
     hidden_weights,
     stratified_timesteps,
     subject_weights,
     use_fast_cpu_attention,
 )
 from consist.mini.fitting import OutOfTime, Recipe, Session, Trainee
-from consist.mini.reader import load_reader
-from consist.mini.train import train
+from consist.mini.reader import WEIGHTS, load_reader
+from consist.mini.train import copy_reader, load_parts, train
 from consist.mini.world import draw
+from consist.models import MINI_FOLDER
 
 CPU = torch.device("cpu")
 
@@ -117,7 +121,7 @@ def test_out_of_time_keeps_a_checkpoint(tmp_path):
 def test_errors_on_figures_count_more_where_they_show():
     masks = np.zeros((2, 2, 4, 4), np.uint8)
     masks[:, 1, :2] = 255  # the upper half, by the second figure
-    clear, hidden = subject_weights(masks, torch.tensor([1.0, 0.0]))
+    clear, hidden = subject_weights(coverage(masks), torch.tensor([1.0, 0.0]))
     assert clear.tolist() == [[[1 + SUBJECT_WEIGHT] * 2, [1.0] * 2]]
     assert hidden.tolist() == [[[1.0] * 2] * 2]
 
@@ -188,3 +192,33 @@ def test_trains_from_nothing_to_a_pipeline_in_two_goes(tmp_path):
     reader = load_reader(path=folder / "reader.safetensors")
     assert len(reader.read([Image.new("RGB", (64, 64))])) == 1
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_begins_with_given_weights_and_keeps_its_eyes(tmp_path):
+    recipe = Recipe(pictures=64, unet_steps=1, unet_batch=2)
+    folder = train(tmp_path, recipe, CPU, lambda *a: None, MINI_FOLDER)
+    before, after = (StableDiffusionPipeline.from_pretrained(f) for f in (MINI_FOLDER, folder))
+    vaes = zip(before.vae.parameters(), after.vae.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in vaes)
+    assert before.tokenizer.get_vocab() == after.tokenizer.get_vocab()
+    old, new = (nn.utils.parameters_to_vector(x.unet.parameters()) for x in (before, after))
+    assert 0 < torch.dist(old, new) < 0.01 * old.norm()  # one step away
+    assert (folder / "reader.safetensors").read_bytes() == WEIGHTS.read_bytes()
+
+
+def test_begins_with_nothing_else(tmp_path, sd_pipe):
+    with pytest.raises(ConsistError, match="no model to start from"):
+        load_parts(tmp_path)
+    sd_pipe.save_pretrained(tmp_path)
+    with pytest.raises(ConsistError, match="of another make than mini"):
+        load_parts(tmp_path)
+    with pytest.raises(ConsistError, match="holds no reader"):
+        copy_reader(tmp_path / "reader.safetensors", tmp_path / "copy")
+
+
+def test_a_start_that_is_not_there_is_one_sentence(tmp_path):
+    args = ["train", "mini", str(tmp_path / "work"), "--start", str(tmp_path / "nowhere")]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 2
+    assert "nowhere holds no model to start from" in " ".join(result.output.split())
+    assert not (tmp_path / "work").exists()

@@ -11,10 +11,11 @@ from consist.mini.actions import ACTIONS
 from consist.mini.styles import STYLES
 from consist.mini.subjects import ACCESSORIES, COLORS, HAIRS, PATTERNS
 from consist.mini.world import (
+    GENEROUS,
     HELD_OUT,
     SCENES,
+    SPARING,
     SUBJECTS,
-    UNNAMED,
     Figure,
     Identity,
     Picture,
@@ -211,8 +212,18 @@ def test_a_third_to_a_half_of_captions_name_no_attribute():
     attributes = {*COLORS, *PATTERNS, *HAIRS, "slim", "round", "big", "small", "wearing"}
     texts = [caption(sample_picture(rng), rng) for _ in range(3000)]
     share = sum(not attributes & set(text.split()) for text in texts) / len(texts)
-    assert UNNAMED - 0.03 < share < 0.5
+    assert SPARING.nothing - 0.03 < share < 0.5
     assert share >= 0.3
+
+
+def test_generous_captions_name_an_accessory_twice_as_often():
+    rng = Random(0)
+    pictures = [sample_picture(rng) for _ in range(3000)]
+    shares = [
+        sum("wearing" in caption(one, rng, naming) for one in pictures) / len(pictures)
+        for naming in (SPARING, GENEROUS)
+    ]
+    assert shares[1] > 1.8 * shares[0] > 0
 
 
 def test_captions_use_no_word_outside_the_vocabulary():

@@ -29,14 +29,19 @@ def train_mini(
     ] = math.inf,
     steps: Annotated[int | None, typer.Option(help="Steps of the denoiser.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="Begin with these weights: mini, or the folder of another mini."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
 ) -> None:
-    """Train the embedded model from scratch."""
+    """Train the embedded model from scratch, or on from what it is."""
     with plain_failures("The last checkpoint is kept; the same command continues."):
         from consist.mini.fitting import OutOfTime, Recipe
         from consist.mini.train import train
-        from consist.models import pick_device
+        from consist.models import MINI, MINI_FOLDER, pick_device
 
+        origin = None if start is None else MINI_FOLDER if start == MINI else Path(start)
         given: dict[str, Any] = {"minutes": minutes, "unet_steps": steps, "unet_batch": batch_size}
         recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
         with Progress(
@@ -50,6 +55,7 @@ def train_mini(
                 progress.update(tasks[stage], completed=step, loss=f"loss {loss:.4f}")
 
             try:
-                out.print(f"written to {train(folder, recipe, pick_device(device), watch)}")
+                written = train(folder, recipe, pick_device(device), watch, origin)
+                out.print(f"written to {written}")
             except OutOfTime:
                 out.print("out of time; run the same command to continue")

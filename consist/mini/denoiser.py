@@ -18,7 +18,7 @@ from consist.diffusion import diffuse
 from consist.mini.architecture import build_scheduler
 from consist.mini.autoencoder import Album, picture
 from consist.mini.fitting import Session
-from consist.mini.world import caption
+from consist.mini.world import GENEROUS, caption
 
 SUBJECT_WEIGHT = 4.0  # added to 1 on a subject without noise
 UNCONDITIONAL = 0.1  # share of captions emptied, for classifier-free guidance
@@ -87,19 +87,25 @@ def train_unet(
     """
     if session.device.type == "cpu":
         use_fast_cpu_attention(unet)
-    alphas = build_scheduler().alphas_cumprod.to(session.device)
     recipe = session.recipe
+    # all at hand, and where they are used: on a GPU a step is over before a batch is looked up
+    pictures = [picture(index) for index in range(len(latents))]
+    alphas, latents, covered = (
+        x.to(session.device)
+        for x in (build_scheduler().alphas_cumprod, latents, coverage(album.masks))
+    )
 
     def loss(step: int) -> Tensor:
         rng = session.random("unet", step)
         source = session.noise_source(rng)
         indices = [rng.randrange(len(latents)) for _ in range(recipe.unet_batch)]
-        texts = [t if rng.random() > UNCONDITIONAL else "" for t in captions_of(indices, rng)]
-        clean = latents[indices].to(session.device).float()
+        captions = [caption(pictures[index], rng, GENEROUS) for index in indices]
+        texts = [text if rng.random() > UNCONDITIONAL else "" for text in captions]
+        clean = latents[indices].float()
         noise = torch.randn(clean.shape, generator=source, device=session.device)
         timesteps = stratified_timesteps(len(indices), len(alphas), source)
         noisy, target = diffuse(clean, noise, alphas[timesteps], "v_prediction")
-        weights = subject_weights(album.masks[indices], alphas[timesteps])
+        weights = subject_weights(covered[indices], alphas[timesteps])
         with session.half_precision():
             context = encoder(tokenize(tokenizer, texts, session.device)).last_hidden_state
             guess = unet(noisy, timesteps, context).sample
@@ -133,22 +139,37 @@ def use_fast_cpu_attention(unet: UNet2DConditionModel) -> None:
     )
 
 
-def subject_weights(masks: np.ndarray, alphas_cumprod: Tensor) -> Tensor:
+def coverage(masks: np.ndarray) -> Tensor:
+    """How much of each latent the figures cover.
+
+    Args:
+        masks: Coverage by each figure, ``(n, figures, 2h, 2w)`` in 0..255.
+
+    Returns:
+        ``(n, 1, h, w)`` in 0..1, float16.
+    """
+    parts = [
+        F.avg_pool2d(torch.from_numpy(part.max(1, keepdims=True)).float() / 255, 2).half()
+        for part in np.array_split(masks, 1 + len(masks) // 1000)
+    ]
+    return torch.cat(parts)
+
+
+def subject_weights(covered: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """How much the error at each latent counts: 1, and more where a figure is.
 
     In noise that hides where the figures are, a weight that knows would make them too large, so
     it fades with the signal.
 
     Args:
-        masks: Coverage by each figure, ``(n, figures, 2h, 2w)`` in 0..255.
+        covered: As ``coverage`` gives it, ``(n, 1, h, w)``.
         alphas_cumprod: Share of the signal's variance, ``(n,)``.
 
     Returns:
         ``(n, 1, h, w)``.
     """
-    covered = torch.from_numpy(masks.max(1, keepdims=True)).to(alphas_cumprod) / 255
     signal = rearrange(alphas_cumprod.sqrt(), "n -> n 1 1 1")
-    return 1 + SUBJECT_WEIGHT * signal * F.avg_pool2d(covered, 2)
+    return 1 + SUBJECT_WEIGHT * signal * covered
 
 
 def stratified_timesteps(count: int, steps: int, generator: torch.Generator) -> Tensor:

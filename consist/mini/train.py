@@ -6,28 +6,48 @@ folder and is skipped when it is there, and the long ones continue from their la
 
 from __future__ import annotations
 
+import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from consist.errors import ConsistError
 from consist.mini.architecture import (
     assemble,
     build_text_encoder,
     build_tokenizer,
     build_unet,
+    build_vae,
 )
 from consist.mini.autoencoder import draw_pictures, encode_pictures, train_vae
 from consist.mini.denoiser import PHRASE_SAMPLE, captions_of, train_unet, train_words
 from consist.mini.fitting import OutOfTime, Recipe, Report, Session
+from consist.mini.reader import load_reader
 from consist.mini.reading import save_reader, train_reader
 
+READER = "reader.safetensors"  # beside the parts of a pipeline
 
-def train(folder: Path, recipe: Recipe, device: torch.device, report: Report) -> Path:
+
+@dataclass(frozen=True)
+class Parts:
+    """The networks of a pipeline, and its tokenizer."""
+
+    tokenizer: CLIPTokenizer
+    encoder: CLIPTextModel
+    vae: AutoencoderTiny
+    unet: UNet2DConditionModel
+
+
+def train(
+    folder: Path, recipe: Recipe, device: torch.device, report: Report, start: Path | None = None
+) -> Path:
     """Trains `mini` in ``folder`` and writes the pipeline to ``folder/mini``.
 
     Args:
@@ -35,6 +55,8 @@ def train(folder: Path, recipe: Recipe, device: torch.device, report: Report) ->
         recipe: Lengths and rates.
         device: Where to train; bfloat16 products with float32 weights.
         report: Called with stage, step, steps and loss.
+        start: Folder of a `mini` to begin with; its autoencoder and its reader are kept as they
+            are, and the UNet and its words learn on. None begins with random weights.
 
     Returns:
         The folder of the pipeline (fp16 safetensors, loadable with ``from_pretrained``).
@@ -42,46 +64,88 @@ def train(folder: Path, recipe: Recipe, device: torch.device, report: Report) ->
     Raises:
         OutOfTime: ``recipe.minutes`` are over; call again to go on. If the denoiser was being
             trained, the pipeline as it stands is written all the same.
-        ConsistError: The folder holds another number of pictures.
+        ConsistError: The folder holds another number of pictures, or ``start`` is no `mini`.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return _train(folder, recipe, device, report)
+        return _train(folder, recipe, device, report, start)
 
 
-def _train(folder: Path, recipe: Recipe, device: torch.device, report: Report) -> Path:
+def _train(
+    folder: Path, recipe: Recipe, device: torch.device, report: Report, start: Path | None
+) -> Path:
+    given = None if start is None else load_parts(start)
     folder.mkdir(parents=True, exist_ok=True)
     session = Session(folder, recipe, device, report, time.monotonic())
     album = draw_pictures(folder, recipe.pictures)
-    vae = train_vae(session, album)
+    vae = given.vae.to(device) if given else train_vae(session, album)
     latents = encode_pictures(folder / "latents.safetensors", vae, album, session)
-    reader = folder / "mini" / "reader.safetensors"
+    reader = folder / "mini" / READER
     if not reader.exists():
         reader.parent.mkdir(exist_ok=True)
-        save_reader(train_reader(session, album, latents, vae), reader)
+        if start is None:
+            save_reader(train_reader(session, album, latents, vae), reader)
+        else:
+            copy_reader(start / READER, reader)
 
-    tokenizer = build_tokenizer(captions_of(list(range(PHRASE_SAMPLE)), Random("tokenizer")))
-    encoder = build_text_encoder(tokenizer).to(device)
-    unet = build_unet().to(device, memory_format=torch.channels_last)
-    train_words(session, tokenizer, encoder)
+    parts = given or Parts(*begin_words(session), vae, build_unet())
+    parts.encoder.to(device)
+    parts.unet.to(device, memory_format=torch.channels_last)
     try:
-        train_unet(session, tokenizer, encoder, unet, latents, album)
+        train_unet(session, parts.tokenizer, parts.encoder, parts.unet, latents, album)
     except OutOfTime:
-        export(folder / "mini", tokenizer, encoder, vae, unet)
+        export(folder / "mini", parts)
         raise
-    return export(folder / "mini", tokenizer, encoder, vae, unet)
+    return export(folder / "mini", parts)
 
 
-def export(
-    folder: Path,
-    tokenizer: CLIPTokenizer,
-    encoder: CLIPTextModel,
-    vae: AutoencoderTiny,
-    unet: UNet2DConditionModel,
-) -> Path:
+def begin_words(session: Session) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """Tokenizer and text encoder, taught to tell captions apart."""
+    tokenizer = build_tokenizer(captions_of(list(range(PHRASE_SAMPLE)), Random("tokenizer")))
+    encoder = build_text_encoder(tokenizer).to(session.device)
+    train_words(session, tokenizer, encoder)
+    return tokenizer, encoder
+
+
+def load_parts(folder: Path) -> Parts:
+    """Reads the parts of a `mini`, in float32.
+
+    Raises:
+        ConsistError: The folder holds no pipeline, or one of another make.
+    """
+    if not (folder / "model_index.json").exists():
+        raise ConsistError(f"{folder} holds no model to start from")
+    pipe = StableDiffusionPipeline.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    parts = Parts(pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.unet)
+    for one, known in ((parts.vae, build_vae()), (parts.unet, build_unet())):
+        if shapes(one) != shapes(known):
+            raise ConsistError(f"{folder} holds a model of another make than mini")
+    return parts
+
+
+def shapes(network: nn.Module) -> dict[str, torch.Size]:
+    """The shape of each weight."""
+    return {name: weight.shape for name, weight in network.named_parameters()}
+
+
+def copy_reader(source: Path, target: Path) -> None:
+    """Copies a reader, in full or not at all.
+
+    Raises:
+        ConsistError: There is none.
+    """
+    load_reader(path=source)
+    partial = target.with_suffix(".part")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
+
+
+def export(folder: Path, parts: Parts) -> Path:
     """Writes the parts as one pipeline in fp16 safetensors."""
-    unet.set_attn_processor(AttnProcessor2_0())
-    pipe = assemble(tokenizer, encoder.eval(), vae.eval(), unet.eval())
+    parts.unet.set_attn_processor(AttnProcessor2_0())
+    pipe = assemble(parts.tokenizer, parts.encoder.eval(), parts.vae.eval(), parts.unet.eval())
     pipe.to("cpu", torch.float16)
     pipe.save_pretrained(folder)
     return folder
