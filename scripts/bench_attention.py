@@ -19,10 +19,13 @@ import itertools
 import json
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +71,14 @@ class Inputs:
     k: Tensor
     v: Tensor
     bank: Bank
+    shared: Tensor  # which of all images' tokens are in the bank, bool (n l)
+
+    def useful_flop(self) -> float:
+        """Operations of both products, over own and visible keys alone."""
+        rows, heads, own, d = self.q.shape
+        n = self.bank.count_images(self.q)
+        keys = n * own + int(self.bank.seen_by(n).sum())
+        return 4.0 * d * heads * own * keys * (rows // n)
 
 
 Contender = Callable[[Inputs], Tensor]
@@ -81,18 +92,26 @@ def make_inputs(shape: Shape, images: int, share: float, device: str, seed: int)
     dtype = torch.float16 if device == "cuda" else torch.float32
     x = torch.randn(size, generator=generator).to(device, dtype)
     q, k, v = rearrange(x, "three b l (h d) -> three b h l d", h=shape.heads)
-    bank = pack(k, v, range(images), images=images)
-    if share < 1:
-        # an ellipse, as subjects are: whole stretches of each row
-        line = torch.linspace(-1, 1, shape.side)
-        inside = line[:, None] ** 2 + line**2 <= 4 * share / torch.pi
-        bank = keep_tokens(bank, inside.flatten().repeat(images))
-    return Inputs(q, k, v, bank)
+    # an ellipse, as subjects are: whole stretches of each row
+    line = torch.linspace(-1, 1, shape.side)
+    inside = line[:, None] ** 2 + line**2 <= (4 * share / torch.pi if share < 1 else 2)
+    shared = inside.flatten().repeat(images)
+    bank = keep_tokens(pack(k, v, range(images), images=images), shared)
+    return Inputs(q, k, v, bank, shared)
 
 
 def own_alone(given: Inputs) -> Tensor:
     """No sharing at all: not a peer, but the floor."""
     return F.scaled_dot_product_attention(given.q, given.k, given.v)
+
+
+def dense(given: Inputs, backend: SDPBackend | None = None) -> Tensor:
+    """All tokens of all images in one sequence, without a filter: not a peer if some are hidden."""
+    n = given.bank.count_images(given.q)
+    q, k, v = (rearrange(x, "(g n) h l d -> g h (n l) d", n=n) for x in (given.q, given.k, given.v))
+    with nullcontext() if backend is None else sdpa_kernel(backend):
+        out = F.scaled_dot_product_attention(q, k, v)
+    return rearrange(out, "g h (n l) d -> (g n) h l d", n=n)
 
 
 def joined_masked(given: Inputs, backend: SDPBackend | None = None) -> Tensor:
@@ -104,9 +123,7 @@ def joined_masked(given: Inputs, backend: SDPBackend | None = None) -> Tensor:
     )
     seen = F.pad(given.bank.seen_by(n), (given.k.shape[2], 0), value=True).to(k.device)
     mask = repeat(seen, "n s -> (g n) 1 l s", g=len(given.q) // n, l=given.q.shape[2])
-    if backend is None:
-        return F.scaled_dot_product_attention(given.q, k, v, attn_mask=mask)
-    with sdpa_kernel(backend):
+    with nullcontext() if backend is None else sdpa_kernel(backend):
         return F.scaled_dot_product_attention(given.q, k, v, attn_mask=mask)
 
 
@@ -145,8 +162,8 @@ def attend_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return out, lse.reshape(out.shape[:3])
 
 
-def flex(given: Inputs) -> Tensor:
-    """FlexAttention with a block mask over the packed keys."""
+def flex_packed(given: Inputs) -> Tensor:
+    """FlexAttention with a block mask over own and packed keys."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     n = given.bank.count_images(given.q)
@@ -164,6 +181,49 @@ def flex(given: Inputs) -> Tensor:
     return compiled_flex()(given.q, k, v, block_mask=mask)
 
 
+def flex_unpacked(given: Inputs) -> Tensor:
+    """FlexAttention with a block mask over all tokens of all images, where they lie."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    n, own = given.bank.count_images(given.q), given.k.shape[2]
+    q, k, v = (rearrange(x, "(g n) h l d -> g h (n l) d", n=n) for x in (given.q, given.k, given.v))
+    shared = given.shared.to(k.device)
+
+    def allowed(b: Tensor, h: Tensor, q: Tensor, key: Tensor) -> Tensor:
+        return (q // own == key // own) | shared[key]
+
+    mask = create_block_mask(allowed, None, None, n * own, n * own, k.device)
+    out = compiled_flex()(q, k, v, block_mask=mask)
+    return rearrange(out, "g h (n l) d -> (g n) h l d", n=n)
+
+
+def varlen(given: Inputs) -> Tensor:
+    """FlashAttention over rows of any length, each with its own and visible keys."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    n, (rows, _, own, _) = given.bank.count_images(given.q), given.q.shape
+    seen = given.bank.seen_by(n)
+    indices = [one.nonzero()[:, 0].to(given.q.device) for one in seen]
+    k, v = (
+        torch.cat([pack_row(x, bank, row, indices[row % n], n) for row in range(rows)])
+        for x, bank in ((given.k, given.bank.k), (given.v, given.bank.v))
+    )
+    counts = own + seen.sum(1).repeat(rows // n)
+    ends_q, ends_k = (
+        F.pad(lengths.cumsum(0), (1, 0)).to(given.q.device, torch.int32)
+        for lengths in (torch.full((rows,), own), counts)
+    )
+    q = rearrange(given.q, "b h l d -> (b l) h d")
+    out = varlen_attn(q, k, v, ends_q, ends_k, own, int(counts.max()))
+    return rearrange(out, "(b l) h d -> b h l d", b=rows)
+
+
+def pack_row(own: Tensor, bank: Tensor, row: int, index: Tensor, n: int) -> Tensor:
+    """Own and visible keys of one row of the batch, ``(s, h, d)``."""
+    visible = bank[row // n].index_select(1, index)
+    return rearrange(torch.cat((own[row], visible), 1), "h s d -> s h d")
+
+
 @functools.cache
 def compiled_flex() -> Callable[..., Tensor]:
     """FlexAttention compiled, without which it is of no use."""
@@ -172,26 +232,43 @@ def compiled_flex() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=False)
 
 
-def contenders(device: str, d: int) -> tuple[dict[str, Contender], dict[str, Contender]]:
-    """Ours, and the peers."""
+@dataclass(frozen=True)
+class Field:
+    """All that take turns, by name."""
+
+    ours: dict[str, Contender]
+    peers: dict[str, Contender]  # they do the same work
+    others: dict[str, Contender]  # they do less or more: for comparison
+
+
+def contenders(device: str, d: int) -> Field:
+    """Who can be measured on a device."""
     ours = {"torch": lambda x: attend_torch(x.q, x.k, x.v, x.bank)}
     peers = {"row by row": row_by_row, "merged parts": merged_parts}
+    others = {"own keys alone": own_alone}
     if device == "cpu":
-        return ours, {"joined, masked": joined_masked, **peers}
+        return Field(ours, {"joined, masked": joined_masked, **peers}, {**others, "dense": dense})
     if triton_obstacle(torch.device(device), torch.float16, d) is None:
         ours["triton"] = lambda x: attend_triton(x.q, x.k, x.v, x.bank)
-    efficient, cudnn = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION
-    return ours, {
+    flash, cudnn = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
+    efficient = SDPBackend.EFFICIENT_ATTENTION
+    peers |= {
         "joined, efficient": functools.partial(joined_masked, backend=efficient),
         "joined, cudnn": functools.partial(joined_masked, backend=cudnn),
-        "flex": flex,
-        **peers,
+        "flex, packed": flex_packed,
+        "flex, unpacked": flex_unpacked,
+        "varlen": varlen,
     }
+    others |= {
+        "dense, flash": functools.partial(dense, backend=flash),
+        "dense, cudnn": functools.partial(dense, backend=cudnn),
+    }
+    return Field(ours, peers, others)
 
 
-def timed_ms(run: Contender, given: Inputs, repeats: int) -> float:
+def timed_ms(run: Callable[[Any], object], given: Any, repeats: int) -> float:
     """Milliseconds of one call, out of several in a row."""
-    synchronize = torch.cuda.synchronize if given.q.is_cuda else (lambda: None)
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
     synchronize()
     started = time.perf_counter()
     for _ in range(repeats):
@@ -206,18 +283,17 @@ def measure(shape: Shape, images: int, share: float, args: argparse.Namespace) -
     # a limit to what one function may be compiled for would leave FlexAttention uncompiled
     torch.compiler.reset()
     sets = [make_inputs(shape, images, share, args.device, seed) for seed in range(args.sets)]
-    ours, peers = contenders(args.device, shape.d)
-    floor = {"own keys alone": own_alone}
-    runs, failed = {**floor, **peers, **ours}, {}
+    field = contenders(args.device, shape.d)
+    runs, failed = {**field.others, **field.peers, **field.ours}, {}
     truth = row_by_row(sets[0])
     for name, run in list(runs.items()):
         try:
             error = (run(sets[0]) - truth).norm() / truth.norm()
-        except (RuntimeError, NotImplementedError) as reason:
+        except (RuntimeError, NotImplementedError, ImportError) as reason:
             failed[name] = str(reason).splitlines()[0]
             del runs[name]
             continue
-        if name not in floor and error > 1e-2:
+        if name not in field.others and error > 1e-2:
             raise SystemExit(f"{name} is wrong: relative error {error:.1e}")
     memory = {name: grown_mib(functools.partial(run, sets[0])) for name, run in runs.items()}
     slowest = max(timed_ms(run, sets[0], 1) for run in runs.values())
@@ -226,14 +302,17 @@ def measure(shape: Shape, images: int, share: float, args: argparse.Namespace) -
         {name: timed_ms(run, sets[i % len(sets)], repeats) for name, run in runs.items()}
         for i in range(args.rounds)
     ]
-    best = [min(times[name] for name in peers if name in runs) for times in rounds]
+    best = [min(times[name] for name in field.peers if name in runs) for times in rounds]
     about = {"shape": shape.name, "images": images, "share": share}
     rows: list[dict] = []
     for name in runs:
         ratios = [times[name] / least for times, least in zip(rounds, best, strict=True)]
         spread = {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
         ms = statistics.median(times[name] for times in rounds)
-        rows.append({**about, "contender": name, "ms": ms, **spread, "mib": memory[name]})
+        row = {**about, "contender": name, "ms": ms, **spread, "mib": memory[name]}
+        if name not in field.others:
+            row["tflops"] = 1e-9 * sets[0].useful_flop() / ms
+        rows.append(row)
     rows += [{**about, "contender": name, "failed": why} for name, why in failed.items()]
     return rows
 
@@ -242,15 +321,21 @@ def ceilings(device: str) -> dict[str, float]:
     """What this machine can do at all: a product of matrices, and a copy."""
     size, dtype = (8192, torch.float16) if device == "cuda" else (1024, torch.float32)
     x = torch.randn(size, size, device=device).to(dtype)
-    given = Inputs(x, x, x, pack(x[None, None], x[None, None], [], images=1))
     times = {
-        name: min(timed_ms(run, given, 3) for _ in range(5))
-        for name, run in (("product", lambda i: i.q @ i.k), ("copy", lambda i: i.q.clone()))
+        name: min(timed_ms(run, x, 3) for _ in range(5))
+        for name, run in (("product", lambda x: x @ x), ("copy", lambda x: x.clone()))
     }
     return {
         "product_tflops": 2e-9 * size**3 / times["product"],
         "copy_gb_per_s": 2e-6 * x.nbytes / times["copy"],
     }
+
+
+def clocks() -> str:
+    """Clock now and at most, and the limit of power, as the driver tells."""
+    query = "--query-gpu=clocks.sm,clocks.max.sm,power.limit"
+    asked = ["nvidia-smi", query, "--format=csv,noheader"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def main() -> None:
@@ -277,10 +362,12 @@ def main() -> None:
     machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
     about = {"machine": machine, "threads": torch.get_num_threads(), **versions()}
     about["cudnn"] = str(torch.backends.cudnn.version())
+    if args.device == "cuda":
+        about["clocks"] = clocks()
     about |= {name: round(rate, 2) for name, rate in ceilings(args.device).items()}
     print(about)
     print(f"{'shape':>8} {'n':>2} {'share':>5} {'contender':>18} {'ms':>9} {'x peer':>7}", end="")
-    print(f" {'min..max':>13} {'MiB':>7}")
+    print(f" {'min..max':>13} {'MiB':>7} {'TFLOP/s':>8}")
     path = RESULTS / f"bench_attention-{'-'.join(machine.lower().split())}.json"
     path.parent.mkdir(exist_ok=True)
     rows: list[dict] = []
@@ -297,9 +384,10 @@ def format_row(row: dict) -> str:
     if "failed" in row:
         return f"{row['shape']:>8} {row['contender']:>27} cannot: {row['failed'][:80]}"
     spread = f"{row['least']:.2f}..{row['most']:.2f}"
+    rate = f"{row['tflops']:8.2f}" if "tflops" in row else ""
     return (
         f"{row['shape']:>8} {row['images']:2} {row['share']:5.2f} {row['contender']:>18} "
-        f"{row['ms']:9.3f} {row['ratio']:7.2f} {spread:>13} {row['mib']:7.1f}"
+        f"{row['ms']:9.3f} {row['ratio']:7.2f} {spread:>13} {row['mib']:7.1f} {rate}"
     )
 
 
