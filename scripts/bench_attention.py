@@ -352,7 +352,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "error: --device cuda needs a CUDA device, and there is none here\n")
-    shapes = [s for s in SHAPES if not args.only or s.name.startswith(tuple(args.only))]
+    # in the order that is asked for
+    shapes = [s for start in args.only or [""] for s in SHAPES if s.name.startswith(start)]
     if args.device == "cpu" and not args.only:
         shapes = [shape for shape in shapes if shape.name not in SLOW]
     if not shapes:

@@ -1,18 +1,24 @@
 #!/usr/bin/env bash
-# All that only a GPU can tell, in one call under ten minutes: tests, tiles, benchmarks, training.
+# All that only a GPU can tell, each call under ten minutes: tests, tiles, benchmarks, training.
 #
-#   scripts/on_gpu.sh OUT kernels               # tests, tiles and benchmarks, no training
-#   scripts/on_gpu.sh OUT [MINUTES] [train]
+#   scripts/on_gpu.sh OUT                      # a little of everything
+#   scripts/on_gpu.sh OUT kernels              # tests, tiles and benchmarks alone, in full
+#   scripts/on_gpu.sh OUT train [MINUTES]      # the next leg of mini's training alone
 #
-# OUT receives the logs and the trained model (mini.tar, in parts of 15 MiB: cat them together); of
-# "kernels" also tiles.json with those of this GPU, and the table of bench_attention.py as JSON.
-# MINUTES bounds the training; "train" does nothing else, for the calls after the first: training
-# goes on in .gpu/, which is kept while the machine is. python3 must have torch, transformers and
-# what they need; other packages, such as diffusers, are taken from wheels in .whl/.
+# OUT receives the logs; of the kernels also tiles.json with those of this GPU and the benchmark's
+# JSON; of training the model (mini.tar, in parts of 15 MiB: cat them together).
+# Training begins with the mini of the package, for MINUTES at its full rate and a third as many
+# steps while that falls; it goes on in .gpu/, which is kept while the machine is. python3 must
+# have torch, transformers and what they need; other packages, such as diffusers, are taken from
+# wheels in .whl/.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:?usage: scripts/on_gpu.sh OUT [MINUTES] [train]}
-minutes=${2:-5}
+out=${1:?usage: scripts/on_gpu.sh OUT [all|kernels|train] [MINUTES]}
+what=${2:-all}
+case $what in
+    all | kernels | train) ;;
+    *) echo "error: it does all, kernels or train, not $what" >&2; exit 2 ;;
+esac
 mkdir -p "$out"
 
 site=$(mktemp -d)
@@ -21,36 +27,60 @@ if compgen -G ".whl/*.whl" > /dev/null; then $pip_here .whl/*.whl; fi
 $pip_here --no-build-isolation . || exit
 export PYTHONPATH="$site" PYTHONUNBUFFERED=1
 
-if [ "${3:-all}" = all ]; then
-    nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit --format=csv,noheader \
-        | tee "$out/gpu.log"
-    timeout 150 python3 -m pytest -o addopts= -m gpu -q -p no:cacheprovider tests 2>&1 | tee "$out/tests.log" | tail -n 15
-    for model in mini sdxl; do
-        timeout 60 python3 scripts/bench_batch.py --model "$model" --images 4 8 2>&1 \
-            | tee "$out/bench-$model.log"
-    done
-fi
+# SECONDS NAME COMMAND...: what it prints is shown and kept
+logged() {
+    echo "== $2"
+    timeout "$1" "${@:3}" 2>&1 | tee "$out/$2.log" | tail -n 60
+}
 
-if [ "$minutes" = kernels ]; then
-    # the benchmark takes the tiles that were found
-    timeout 120 python3 scripts/tune_kernel.py --out "$out/tiles.json" 2>&1 | tee "$out/tiles.log"
+tests() { logged 120 tests python3 -m pytest -o addopts= -m gpu -q -p no:cacheprovider tests; }
+
+attention() {
+    logged "$1" bench-attention python3 scripts/bench_attention.py --device cuda "${@:2}"
+    cp scripts/results/bench_attention-*.json "$out/"
+}
+
+steps() {
+    logged 60 "bench-$1-$2" python3 scripts/bench_batch.py --model "$1" --backend "$2" \
+        --anchors 2 --steps 4 --rounds 5
+}
+
+kernels() {
+    tests
+    logged 90 tiles python3 scripts/tune_kernel.py --out "$out/tiles.json"
+    # the benchmarks take the tiles that were found
     if [ -e "$out/tiles.json" ]; then cp "$out/tiles.json" "$site/consist_kernels/tiles.json"; fi
-    timeout 150 python3 scripts/bench_attention.py --device cuda --only sdxl sd15 2>&1 | tee "$out/bench-attention.log"
-    cp scripts/results/bench_attention-*.json "$out/" 2> /dev/null
-    timeout 40 python3 scripts/check_solver.py 2>&1 | tee "$out/solver.log"
-    ls -l "$out"
-    exit
-fi
+    attention 130 --only "sdxl 64" "sdxl 32" sd15
+    for model in sdxl sd15; do
+        for backend in triton torch; do steps $model $backend; done
+    done
+    logged 40 solver python3 scripts/check_solver.py
+}
 
-work=.gpu
-timeout $((minutes * 60 + 90)) python3 -m consist train mini "$work" \
-    --minutes "$minutes" --batch-size 256 --steps 8000 2>&1 | tr '\r' '\n' | tail -n 5
-if [ -e "$work/mini/unet" ]; then
-    timeout 60 python3 scripts/check_reader.py --pictures 1000 --model "$work/mini" \
-        --reader "$work/mini/reader.safetensors" 2>&1 | tee "$out/reader.log"
-    timeout 90 python3 scripts/measure_mini.py "$out/measured" --model "$work/mini" \
-        --reader "$work/mini/reader.safetensors" 2>&1 | tee "$out/mini.log"
-    rm -f "$out"/measured/0*.png
-fi
-if [ -d "$work/mini" ]; then tar -C "$work" -c mini | split -b 15M - "$out/mini.tar."; fi
+train() {
+    work=.gpu
+    command="python3 -m consist train mini $work --start mini --batch-size 256"
+    logged $(($1 * 60 + 90)) train $command --minutes "$1" --steps 1000000
+    step=$(python3 -c "from safetensors import safe_open
+print(safe_open('$work/unet.safetensors', 'pt').metadata()['step'])") || return
+    logged 240 train-end $command --steps $((step * 4 / 3))
+    tar -C "$work" -c mini | split -b 15M - "$out/mini.tar."
+    # the model is safe; how good it is can be measured elsewhere too
+    logged 80 mini python3 scripts/measure_mini.py "$out/measured" --model "$work/mini" \
+        --reader "$work/mini/reader.safetensors" --prompts 500 --free 200
+    find "$out/measured" -name "0*.png" -delete
+}
+
+nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit --format=csv,noheader \
+    | tee "$out/gpu.log"
+case $what in
+    all)
+        tests
+        attention 60 --only "sdxl 64" --share 0.25
+        steps sdxl triton
+        train "${3:-1}"
+        ;;
+    kernels) kernels ;;
+    train) train "${3:-4}" ;;
+esac
 ls -l "$out"
