@@ -5,8 +5,9 @@
 #   scripts/on_gpu.sh OUT kernels              # tests, tiles and benchmarks alone, in full
 #   scripts/on_gpu.sh OUT train [MINUTES]      # the next leg of mini's training alone
 #
-# OUT receives the logs; of the kernels also tiles.json with those of this GPU and the benchmark's
-# JSON; of training the model (mini.tar, in parts of 15 MiB: cat them together).
+# OUT receives few files: log.txt; of the kernels also tiles.json with those of this GPU and the
+# benchmark's JSON; of training the model (mini.tar, in parts of 15 MiB: cat them together) and a
+# sheet of its pictures.
 # Training begins with the mini of the package, for MINUTES at its full rate and a third as many
 # steps while that falls; it goes on in .gpu/, which is kept while the machine is. python3 must
 # have torch, transformers and what they need; other packages, such as diffusers, are taken from
@@ -29,8 +30,8 @@ export PYTHONPATH="$site" PYTHONUNBUFFERED=1
 
 # SECONDS NAME COMMAND...: what it prints is shown and kept
 logged() {
-    echo "== $2"
-    timeout "$1" "${@:3}" 2>&1 | tee "$out/$2.log" | tail -n 60
+    echo "== $2" | tee -a "$out/log.txt"
+    timeout "$1" "${@:3}" 2>&1 | tr '\r' '\n' | tee -a "$out/log.txt" | tail -n 60
 }
 
 tests() { logged 120 tests python3 -m pytest -o addopts= -m gpu -q -p no:cacheprovider tests; }
@@ -71,8 +72,8 @@ print(safe_open('$work/unet.safetensors', 'pt').metadata()['step'])") || return
     find "$out/measured" -name "0*.png" -delete
 }
 
-nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit --format=csv,noheader \
-    | tee "$out/gpu.log"
+logged 10 gpu nvidia-smi --format=csv,noheader \
+    --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit
 case $what in
     all)
         tests
