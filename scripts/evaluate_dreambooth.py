@@ -26,9 +26,9 @@ from rich.table import Table
 
 from consist.cli.console import err, hide_loading_bars, out, say
 from consist.doctor import describe
-from consist.encoders import DINO_MODEL, load_clip, load_dino
 from consist.errors import ConsistError, unknown
 from consist.models import pick_device
+from consist.pretrained import DINO_MODEL, load_clip, load_dino
 from consist.protocol.dreambooth import Subject, load_subjects
 from consist.protocol.evaluation import (
     CLASS_IMAGES,

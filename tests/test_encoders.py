@@ -24,16 +24,16 @@ from transformers import (
 )
 
 from consist.cutouts import published_foreground, split_images
-from consist.encoders import (
-    CLIP_T_PREFIX,
+from consist.encoders import CLIP_T_PREFIX
+from consist.errors import ConsistError
+from consist.metrics import mean_pairwise_cosine
+from consist.pretrained import (
     load_clip,
     load_dino,
     load_dreamsim,
     load_efficientnet,
     load_segmenter,
 )
-from consist.errors import ConsistError
-from consist.metrics import mean_pairwise_cosine
 
 SIZE = 32
 VISION = {

@@ -2,19 +2,19 @@
 
 from importlib.util import find_spec
 
-from consist.encoders import (
-    load_clip,
-    load_dino,
-    load_dreamsim,
-    load_efficientnet,
-    load_segmenter,
-)
 from consist.errors import ConsistError
 from consist.judges.embedding import EmbeddingJudge
 from consist.judges.judge import Judge
 from consist.judges.reading import ReadingJudge
 from consist.mini.reader import load_reader
 from consist.models import pick_device
+from consist.pretrained import (
+    load_clip,
+    load_dino,
+    load_dreamsim,
+    load_efficientnet,
+    load_segmenter,
+)
 
 
 def load_judges(
