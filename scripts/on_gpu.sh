@@ -51,7 +51,7 @@ kernels() {
     logged 90 tiles python3 scripts/tune_kernel.py --out "$out/tiles.json"
     # the benchmarks take the tiles that were found
     if [ -e "$out/tiles.json" ]; then cp "$out/tiles.json" "$site/consist_kernels/tiles.json"; fi
-    attention 130 --only "sdxl 64" "sdxl 32" sd15
+    attention 140 --only "sdxl 64" "sdxl 32" sd15 --share 0.25 1 --rounds 5
     for model in sdxl sd15; do
         for backend in triton torch; do steps $model $backend; done
     done
