@@ -173,7 +173,7 @@ class SharedAttnProcessor:
         query, key, bank = self._share(*sharing, site)
         if bank is None:
             return attend(q, k, v, None, self.backend)
-        shared = attend(query, key, v[first:], bank, self.backend)
+        shared = attend(query, key, sharing[2], bank, self.backend)
         if not first:
             return shared
         return torch.cat((attend(q[:first], k[:first], v[:first], None, self.backend), shared))

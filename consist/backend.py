@@ -37,7 +37,8 @@ def attend_torch(q: Tensor, k: Tensor, v: Tensor, bank: Bank | None = None) -> T
 
     Scaled dot product attention of torch, image by image over its own and its visible keys: only
     one image's keys are laid side by side at a time, so memory grows linearly with the images. Few
-    keys are laid out for all images at once. Without a bank it is the very call of diffusers'
+    keys are laid out for all images at once, and where all images see all tokens they are one long
+    sequence, of which nothing is laid out anew. Without a bank it is the very call of diffusers'
     ``AttnProcessor2_0``.
 
     Args:
@@ -55,6 +56,8 @@ def attend_torch(q: Tensor, k: Tensor, v: Tensor, bank: Bank | None = None) -> T
     if bank is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=0.0, is_causal=False)
     n = bank.count_images(q)
+    if bank.is_whole(k, v):
+        return _attend_whole(q, bank, n)
     seen = bank.seen_by(n)
     counts = seen.sum(1).tolist()
     keys = k.numel() + k.numel() // k.shape[2] * max(counts)
@@ -65,6 +68,13 @@ def attend_torch(q: Tensor, k: Tensor, v: Tensor, bank: Bank | None = None) -> T
     # in the order in which they lie in memory, and are read next
     tokens_first = torch.stack([rearrange(x, "g h l d -> g l h d") for x in images], 1)
     return rearrange(tokens_first, "g n l h d -> (g n) h l d")
+
+
+def _attend_whole(q: Tensor, bank: Bank, n: int) -> Tensor:
+    """Attention of all images to all tokens of a whole bank."""
+    q = rearrange(q, "(g n) h l d -> g h (n l) d", n=n)
+    out = F.scaled_dot_product_attention(q, bank.k, bank.v, dropout_p=0.0, is_causal=False)
+    return rearrange(out, "g h (n l) d -> (g n) h l d", n=n)
 
 
 def _attend_together(q: Tensor, k: Tensor, v: Tensor, bank: Bank, seen: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Knows nothing of layers, models or methods. Axes: ``g`` guidance half, ``n`` ima
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from einops import einsum, rearrange
@@ -30,6 +30,10 @@ class Bank:
         visible: Whether an image sees an owner's tokens, bool ``(n, owners)`` on the CPU.
             None: every image sees every owner.
 
+    Attributes:
+        whole: The keys and values of a batch, of which this holds all, as they are and in their
+            order. ``pack`` says so; a bank that is changed with ``replace`` forgets it.
+
     Raises:
         ValueError: A shape, dtype or device is not as above.
     """
@@ -39,6 +43,7 @@ class Bank:
     owner: Tensor
     bias: Tensor | None = None
     visible: Tensor | None = None
+    whole: tuple[Tensor, Tensor] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         _check_tokens(self.k, self.v)
@@ -80,6 +85,10 @@ class Bank:
                 f"visible is for {self.visible.shape[0]} images, the batch has {images}"
             )
         return seen & self.visible[:, self.owner]
+
+    def is_whole(self, k: Tensor, v: Tensor) -> bool:
+        """Whether it holds all of this very batch: each image attends to all of it, once."""
+        return self.whole is not None and self.whole[0] is k and self.whole[1] is v
 
     def count_images(self, q: Tensor) -> int:
         """The number ``n`` of images in the queries ``(g n) h l d``.
@@ -137,7 +146,8 @@ def pack(
             f"a batch of {k.shape[0]} does not hold guidance halves of {images} images"
         )
     rows, grid = torch.tensor(anchors, dtype=torch.int64), (len(anchors), k.shape[2])
-    k, v = (_gather_anchors(x, rows, images) for x in (k, v))
+    batch = k, v
+    k, v = (_gather_anchors(x, rows, images) for x in batch)
     owner = rows.repeat_interleave(grid[1])
     if bias is not None:
         _check("bias", bias, grid, torch.float32, k.device)
@@ -145,7 +155,11 @@ def pack(
     if tokens is not None:
         _check("tokens", tokens, grid, torch.bool, torch.device("cpu"))
     bank = Bank(k=k, v=v, owner=owner, bias=bias)
-    return bank if tokens is None else keep_tokens(bank, tokens.flatten())
+    if tokens is not None:
+        return keep_tokens(bank, tokens.flatten())
+    if bias is None and list(anchors) == list(range(images)):
+        object.__setattr__(bank, "whole", batch)
+    return bank
 
 
 def keep_tokens(bank: Bank, kept: Tensor) -> Bank:

@@ -96,7 +96,9 @@ def make_inputs(shape: Shape, images: int, share: float, device: str, seed: int)
     line = torch.linspace(-1, 1, shape.side)
     inside = line[:, None] ** 2 + line**2 <= (4 * share / torch.pi if share < 1 else 2)
     shared = inside.flatten().repeat(images)
-    bank = keep_tokens(pack(k, v, range(images), images=images), shared)
+    bank = pack(k, v, range(images), images=images)
+    if share < 1:
+        bank = keep_tokens(bank, shared)
     return Inputs(q, k, v, bank, shared)
 
 
@@ -106,7 +108,7 @@ def own_alone(given: Inputs) -> Tensor:
 
 
 def dense(given: Inputs, backend: SDPBackend | None = None) -> Tensor:
-    """All tokens of all images in one sequence, without a filter: not a peer if some are hidden."""
+    """All tokens of all images in one sequence, without a filter."""
     n = given.bank.count_images(given.q)
     q, k, v = (rearrange(x, "(g n) h l d -> g h (n l) d", n=n) for x in (given.q, given.k, given.v))
     with nullcontext() if backend is None else sdpa_kernel(backend):
@@ -241,13 +243,16 @@ class Field:
     others: dict[str, Contender]  # they do less or more: for comparison
 
 
-def contenders(device: str, d: int) -> Field:
-    """Who can be measured on a device."""
+def contenders(device: str, d: int, share: float) -> Field:
+    """Who can be measured on a device; dense attention is a peer where nothing is hidden."""
     ours = {"torch": lambda x: attend_torch(x.q, x.k, x.v, x.bank)}
     peers = {"row by row": row_by_row, "merged parts": merged_parts}
     others = {"own keys alone": own_alone}
+    everything = peers if share == 1 else others
     if device == "cpu":
-        return Field(ours, {"joined, masked": joined_masked, **peers}, {**others, "dense": dense})
+        peers["joined, masked"] = joined_masked
+        everything["dense"] = dense
+        return Field(ours, peers, others)
     if triton_obstacle(torch.device(device), torch.float16, d) is None:
         ours["triton"] = lambda x: attend_triton(x.q, x.k, x.v, x.bank)
     flash, cudnn = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
@@ -259,7 +264,7 @@ def contenders(device: str, d: int) -> Field:
         "flex, unpacked": flex_unpacked,
         "varlen": varlen,
     }
-    others |= {
+    everything |= {
         "dense, flash": functools.partial(dense, backend=flash),
         "dense, cudnn": functools.partial(dense, backend=cudnn),
     }
@@ -283,7 +288,7 @@ def measure(shape: Shape, images: int, share: float, args: argparse.Namespace) -
     # a limit to what one function may be compiled for would leave FlexAttention uncompiled
     torch.compiler.reset()
     sets = [make_inputs(shape, images, share, args.device, seed) for seed in range(args.sets)]
-    field = contenders(args.device, shape.d)
+    field = contenders(args.device, shape.d, share)
     runs, failed = {**field.others, **field.peers, **field.ours}, {}
     truth = row_by_row(sets[0])
     for name, run in list(runs.items()):

@@ -133,7 +133,7 @@ def test_few_keys_are_attended_together(name, monkeypatch):
 
 def test_many_keys_are_attended_image_by_image(monkeypatch):
     q, k, v = draw_batch(tokens=64, d=32)
-    bank = pack(k, v, [0, 1, 2, 3], images=4)
+    bank = pack(k, v, [3, 2, 1, 0], images=4)
     # 8 rows of 3 heads, own tokens and those of three others, 32 numbers of 8 bytes each
     size = 8 * 3 * (64 + 3 * 64) * 32 * 8
     calls = []
@@ -144,6 +144,31 @@ def test_many_keys_are_attended_image_by_image(monkeypatch):
     monkeypatch.setattr(backend, "FEW_BYTES", size)
     attend(q, k, v, bank)
     assert len(calls) == 1
+
+
+def test_where_all_see_all_nothing_is_laid_out_anew(monkeypatch):
+    q, k, v = draw_batch()
+    bank = make_bank("all", k, v)
+    expected = sharing.attend(q, k, v, bank)
+    for part in ("_attend_together", "_attend_image"):
+        monkeypatch.setattr(backend, part, None)
+    torch.testing.assert_close(attend(q, k, v, bank), expected)
+
+
+@pytest.mark.parametrize("change", ["keys", "values", "bias"])
+def test_a_bank_that_was_changed_is_not_whole(change):
+    q, k, v = draw_batch()
+    whole = make_bank("all", k, v)
+    changes = {"keys": {"k": 2 * whole.k}, "values": {"v": 2 * whole.v}}
+    changes["bias"] = {"bias": torch.ones(24)}
+    bank = dataclasses.replace(whole, **changes[change])
+    torch.testing.assert_close(attend(q, k, v, bank), sharing.attend(q, k, v, bank))
+
+
+def test_a_bank_of_another_batch_is_not_whole():
+    q, k, v = draw_batch()
+    for bank in (make_bank("all", 2 * k, v), make_bank("all", k, 2 * v)):
+        torch.testing.assert_close(attend(q, k, v, bank), sharing.attend(q, k, v, bank))
 
 
 def test_many_stretches_are_read_by_an_index(monkeypatch):

@@ -149,8 +149,8 @@ class Reweighted(Shared):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Bank | None:
         """What is shared at this site, reweighted; else as ``Shared``."""
         bank = super().__call__(q, k, v, site)
-        if bank is None:
-            return None
+        if bank is None or self.keys == self.values == "identity":
+            return bank
         anchors = bank.k.shape[2] // k.shape[2]
         return replace(
             bank,
