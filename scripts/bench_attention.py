@@ -355,6 +355,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--round-ms", type=float, default=100, help="of each contender")
     parser.add_argument("--sets", type=int, default=3, help="of inputs that take turns")
+    parser.add_argument("--out", type=Path, help="of the JSON; by default named by the machine")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "error: --device cuda needs a CUDA device, and there is none here\n")
@@ -375,7 +376,7 @@ def main() -> None:
     print(about)
     print(f"{'shape':>8} {'n':>2} {'share':>5} {'contender':>18} {'ms':>9} {'x peer':>7}", end="")
     print(f" {'min..max':>13} {'MiB':>7} {'TFLOP/s':>8}")
-    path = RESULTS / f"bench_attention-{'-'.join(machine.lower().split())}.json"
+    path = args.out or RESULTS / f"bench_attention-{'-'.join(machine.lower().split())}.json"
     path.parent.mkdir(exist_ok=True)
     rows: list[dict] = []
     for shape, images, share in itertools.product(shapes, args.images, args.share):
