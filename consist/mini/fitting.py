@@ -38,7 +38,7 @@ class Recipe:
     word_steps: int = 1_600
     word_batch: int = 128
     word_lr: float = 2e-3
-    unet_steps: int = 14_500
+    unet_steps: int = 14_000
     unet_batch: int = 48
     unet_lr: float = 1e-3
     reader_steps: int = 4_200
