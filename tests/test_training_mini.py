@@ -20,7 +20,7 @@ from consist.mini.denoiser import (
     subject_weights,
     use_fast_cpu_attention,
 )
-from consist.mini.fitting import OutOfTime, Recipe, Session, Trainee
+from consist.mini.fitting import OutOfTime, Recipe, Session, Trainee, is_fast_in_half
 from consist.mini.reader import WEIGHTS, load_reader
 from consist.mini.train import copy_reader, load_parts, train
 from consist.mini.world import draw
@@ -103,6 +103,22 @@ def test_muon_moves_what_lies_inside():
     assert not [name for name in names if "norm" in name or name.endswith("bias")]
     outside = ("conv_in.weight", "conv_out.weight", "time_embedding.linear_1.weight")
     assert not {*outside}.intersection(names)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "fast"),
+    [
+        ("cpu", "AVX512", True),
+        ("cpu", "AVX2", False),
+        ("cpu", "DEFAULT", False),
+        ("cuda", "", True),
+    ],
+)
+def test_products_are_in_half_precision_only_where_that_is_fast(
+    device, capability, fast, monkeypatch
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert is_fast_in_half(torch.device(device)) == fast
 
 
 def test_learns(tmp_path):

@@ -53,7 +53,7 @@ def train(
     Args:
         folder: Work folder; what it already holds is not done again.
         recipe: Lengths and rates.
-        device: Where to train; bfloat16 products with float32 weights.
+        device: Where to train; float32 weights, and bfloat16 products where those are fast.
         report: Called with stage, step, steps and loss.
         start: Folder of a `mini` to begin with; its autoencoder and its reader are kept as they
             are, and the UNet and its words learn on. None begins with random weights.
