@@ -55,6 +55,7 @@ from consist.training.prior import class_root
 from consist.training.recipe import CLASS_IMAGES, DREAMBOOTH, LORA, NO_PRIOR, TrainConfig
 
 CAPTION, CLASS = "a th cat", "a cat"
+RANK = 16
 LOAD_STEPS = 2  # of a training whose memory is measured
 Watch = Callable[[int, int, float], None]
 
@@ -226,6 +227,7 @@ def configure(options: argparse.Namespace, kind: str, folder: Path, steps: int) 
         model=options.model,
         steps=steps,
         lr=1e-4 if kind == LORA else 5e-6,
+        rank=RANK,
         batch_size=options.batch_size,
         class_images=2 * options.batch_size,
         prior=options.prior,

@@ -57,6 +57,10 @@ StepCount = Annotated[int | None, typer.Option(help="Of training.", rich_help_pa
 Rate = Annotated[
     float | None, typer.Option("--lr", help="Learning rate.", rich_help_panel=LEARNING)
 ]
+Rank = Annotated[
+    int | None,
+    typer.Option(help="Of the LoRA; by default 16, for mini 64.", rich_help_panel=LEARNING),
+]
 TextEncoder = Annotated[
     bool, typer.Option("--text-encoder", help="Train it as well.", rich_help_panel=LEARNING)
 ]
@@ -144,7 +148,7 @@ def lora(
     ] = "",
     steps: StepCount = None,
     lr: Rate = None,
-    rank: Annotated[int, typer.Option(help="Of the updates.", rich_help_panel=LEARNING)] = 16,
+    rank: Rank = None,
     alpha: Annotated[
         float | None,
         typer.Option(help="Updates count alpha / rank; by default 1.", rich_help_panel=LEARNING),

@@ -31,6 +31,7 @@ class Suited:
     steps: int
     lr: float
     batch_size: int = 1
+    rank: int = 16
     class_images: int = 100
     vectors: int = 1  # as in arXiv:2208.01618
     ema: float | None = None
@@ -43,10 +44,10 @@ class Suited:
 SUITED = {
     (LORA, "sd"): Suited(steps=800, lr=1e-4),
     (LORA, "sdxl"): Suited(steps=800, lr=1e-4),
-    (LORA, "mini"): Suited(steps=150, lr=3e-3, batch_size=4, class_images=20, ema=0.95),
+    (LORA, "mini"): Suited(steps=300, lr=1e-3, batch_size=4, rank=64, class_images=20, ema=0.95),
     (DREAMBOOTH, "sd"): Suited(steps=1000, lr=5e-6),
     (DREAMBOOTH, "sdxl"): Suited(steps=1000, lr=2e-6),
-    (DREAMBOOTH, "mini"): Suited(steps=150, lr=3e-4, batch_size=4, class_images=20, ema=0.95),
+    (DREAMBOOTH, "mini"): Suited(steps=300, lr=3e-4, batch_size=4, class_images=20, ema=0.95),
     (TEXTUAL_INVERSION, "sd"): Suited(steps=3000, lr=2e-3, batch_size=4),
     (TEXTUAL_INVERSION, "sdxl"): Suited(steps=3000, lr=2e-3, batch_size=4),
     (TEXTUAL_INVERSION, "mini"): Suited(steps=150, lr=2e-2, batch_size=4, vectors=4),
@@ -86,7 +87,7 @@ class TrainConfig:
     lr: float | None = None  # more than 0
     text_lr: float | None = None
     text_encoder: bool = False  # trained as well
-    rank: int = 16
+    rank: int | None = None  # of a LoRA
     alpha: float | None = None  # the LoRA is scaled by alpha / rank; None: by 1
     dora: bool = False  # magnitudes apart from directions: arXiv:2402.09353
     batch_size: int | None = None  # photos of a step, over all processes
@@ -195,7 +196,8 @@ class TrainConfig:
         finds_own = self.optimizer == "prodigy"
         lr = self.lr or (1.0 if finds_own else suited.lr)
         text_lr = lr * TEXT_SHARE if self.kind == LORA and not finds_own else lr
-        found = {**asdict(suited), "lr": lr, "text_lr": text_lr, "alpha": float(self.rank)}
+        alpha = float(self.rank or suited.rank)
+        found = {**asdict(suited), "lr": lr, "text_lr": text_lr, "alpha": alpha}
         return replace(self, **{k: v for k, v in found.items() if getattr(self, k) is None})
 
     def to_json(self) -> dict[str, Any]:
