@@ -115,11 +115,13 @@ def test_another_training_is_refused_and_said(photos, tiny):
     assert differences({"schedule": "cosine", "steps": 1}, {"schedule": "cosine", "steps": 2})
 
 
-def test_a_lora_is_loaded_back_exactly_with_its_alpha(photos, tiny):
-    config = config_of(photos, steps=3, alpha=8.0, text_encoder=True)
+@pytest.mark.parametrize("conv", [False, True])
+def test_a_lora_is_loaded_back_exactly_with_its_alpha(photos, tiny, conv):
+    config = config_of(photos, steps=3, alpha=8.0, text_encoder=True, conv=conv)
     trained, loaded = fresh(tiny), fresh(tiny)
     out = finetune(config, model_for=lambda *a: Model(trained, Defaults(steps=1, guidance=1.0)))
     loaded.load_lora_weights(str(out.parent), weight_name=out.name)
+    assert any("resnets" in name for name in load_file(out)) == conv
     latents = torch.randn(1, 4, 8, 8, generator=seeded(0))
 
     def answer(pipe):
@@ -137,6 +139,15 @@ def test_a_lora_has_all_matrices_of_the_transformers_and_no_other(photos, tiny):
     unet = tiny.unet.named_modules()
     wanted = {n for n, m in unet if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
     assert names == {name for name in wanted if ".attentions." in name}
+
+
+def test_a_lora_has_convolutions_where_they_are_asked_for(photos, tiny):
+    config = config_of(photos, steps=3, conv=True)
+    _, parts = denoising_of(config, tiny)
+    names = {name.partition(".lora_")[0] for name in parts.unet_parameters}
+    blocks = {n for n, _ in tiny.unet.named_modules() if n.endswith((".conv1", ".conv2"))}
+    assert {f"unet.{name}" for name in blocks} < names
+    assert not {"unet.conv_in", "unet.conv_out"} & names
 
 
 def test_sdxl_is_told_of_sizes_and_learns(photos, sdxl_pipe):

@@ -61,6 +61,9 @@ Rank = Annotated[
     int | None,
     typer.Option(help="Of the LoRA; by default 16, for mini 64.", rich_help_panel=LEARNING),
 ]
+Convolutions = Annotated[
+    bool, typer.Option("--conv", help="A LoRA of convolutions too.", rich_help_panel=LEARNING)
+]
 TextEncoder = Annotated[
     bool, typer.Option("--text-encoder", help="Train it as well.", rich_help_panel=LEARNING)
 ]
@@ -149,6 +152,7 @@ def lora(
     steps: StepCount = None,
     lr: Rate = None,
     rank: Rank = None,
+    conv: Convolutions = False,
     alpha: Annotated[
         float | None,
         typer.Option(help="Updates count alpha / rank; by default 1.", rich_help_panel=LEARNING),

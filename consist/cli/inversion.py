@@ -17,6 +17,7 @@ from consist.cli.finetune import (
     Checkpointing,
     ClassImages,
     ClassPrompt,
+    Convolutions,
     Every,
     FromRun,
     Keep,
@@ -145,6 +146,7 @@ def pivotal(
         typer.Option("--lr", help="Learning rate of the LoRA.", rich_help_panel=LEARNING),
     ] = None,
     rank: Rank = None,
+    conv: Convolutions = False,
     batch_size: Batch = None,
     min_snr: MinSnr = None,
     optimizer: Optimizer = "adamw",
@@ -190,7 +192,7 @@ def two_trainings(given: dict[str, Any]) -> tuple[TrainConfig, TrainConfig]:
     word_out = out.with_name(f"{out.stem}-word.safetensors")
     of_word = {name: given.pop(name) for name in ("token", "init", "vectors")}
     pace = {"steps": given.pop("word_steps"), "lr": given.pop("word_lr")}
-    of_lora = ("rank", "prior", "prior_weight", "class_images")
+    of_lora = ("rank", "conv", "prior", "prior_weight", "class_images")
     shared = {name: value for name, value in given.items() if name not in of_lora}
     word = read_config(TEXTUAL_INVERSION, {**shared, **of_word, **pace, "out": word_out})
     told = {"prompt": prompt or f"a {token}", "out": out, "embedding": str(word_out)}

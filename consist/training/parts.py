@@ -28,6 +28,7 @@ from consist.words import WordEmbedding, pairs
 # all matrices of the transformers: with those of attention alone `mini` hardly learns a subject
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 UNET_TARGETS += ["proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
+CONV_TARGETS = ["conv1", "conv2", "conv_shortcut"]  # of the residual blocks
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
@@ -66,6 +67,7 @@ class Parts:
 
     def _add_adapters(self) -> None:
         config = self.config
+        of_unet = UNET_TARGETS + (CONV_TARGETS if config.conv else [])
         # the CPU's generator alone: what a seed gives does not depend on the device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -75,7 +77,7 @@ class Parts:
                     lora_alpha=config.alpha,
                     use_dora=config.dora,
                     init_lora_weights="gaussian",
-                    target_modules=UNET_TARGETS if name == "unet" else TEXT_TARGETS,
+                    target_modules=of_unet if name == "unet" else TEXT_TARGETS,
                 )
                 module.add_adapter(adapter, "default")
         cast_training_params(list(self.trained.values()), torch.float32)

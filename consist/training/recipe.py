@@ -88,6 +88,7 @@ class TrainConfig:
     text_lr: float | None = None
     text_encoder: bool = False  # trained as well
     rank: int | None = None  # of a LoRA
+    conv: bool = False  # a LoRA of the residual blocks' convolutions too
     alpha: float | None = None  # the LoRA is scaled by alpha / rank; None: by 1
     dora: bool = False  # magnitudes apart from directions: arXiv:2402.09353
     batch_size: int | None = None  # photos of a step, over all processes
