@@ -1,8 +1,8 @@
 """What training on photos gives on `mini`, where the truth is known, and what it costs.
 
     python scripts/measure_training.py --quick        # a try of minutes
-    python scripts/measure_training.py                # 4 subjects, 50 and 150 steps
-    python scripts/measure_training.py --subjects 8 --at 50 150 300   # goes on from the above
+    python scripts/measure_training.py                # 4 subjects, 150 and 300 steps
+    python scripts/measure_training.py --subjects 8 --at 150 300 600  # goes on from the above
 
 Each subject is an identity that `mini` has never seen, of a class of its own, with 4 renders as
 photos. Every way to learn it is trained once; after so many steps it draws the subject in 4 scenes
@@ -59,7 +59,7 @@ from consist.training.recipe import TrainConfig
 from consist.training.tokens import Tokenizers
 from consist.worklist import take_shard
 
-SUBJECTS, AT, CLASS_PICTURES = 4, (50, 150), 10
+SUBJECTS, AT, CLASS_PICTURES = 4, (150, 300), 10
 QUICK = {"subjects": 1, "at": [10], "class_pictures": 4, "steps": 4}
 QUICK_TRAINING = {"class_images": 2}
 MEMORY_STEPS = 2
