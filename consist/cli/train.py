@@ -29,6 +29,9 @@ def train_mini(
     ] = math.inf,
     steps: Annotated[int | None, typer.Option(help="Steps of the denoiser.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
+    pictures: Annotated[
+        int | None, typer.Option(help="Pictures to draw and to learn from.", min=1)
+    ] = None,
     start: Annotated[
         str | None,
         typer.Option(help="Begin with these weights: mini, or the folder of another mini."),
@@ -42,7 +45,12 @@ def train_mini(
         from consist.models import MINI, MINI_FOLDER, pick_device
 
         origin = None if start is None else MINI_FOLDER if start == MINI else Path(start)
-        given: dict[str, Any] = {"minutes": minutes, "unet_steps": steps, "unet_batch": batch_size}
+        given: dict[str, Any] = {
+            "minutes": minutes,
+            "unet_steps": steps,
+            "unet_batch": batch_size,
+            "pictures": pictures,
+        }
         recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
         with Progress(
             *Progress.get_default_columns(), TextColumn("{task.fields[loss]}"), console=err
