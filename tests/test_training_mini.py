@@ -13,11 +13,15 @@ from consist.errors import ConsistError
 from consist.mini.architecture import build_tokenizer, build_unet
 from consist.mini.autoencoder import Album, crop, draw_pictures, off_standard, picture
 from consist.mini.denoiser import (
+    DETAIL_WEIGHT,
     SUBJECT_WEIGHT,
     coverage,
+    details_of,
+    extra_weights,
+    faded,
     hidden_weights,
     stratified_timesteps,
-    subject_weights,
+    train_unet,
     use_fast_cpu_attention,
 )
 from consist.mini.fitting import OutOfTime, Recipe, Session, Trainee, is_fast_in_half
@@ -134,18 +138,48 @@ def test_out_of_time_keeps_a_checkpoint(tmp_path):
     fit_line(tmp_path, 12)
 
 
-def test_errors_on_figures_count_more_where_they_show():
+def test_errors_count_more_on_figures_and_most_on_details(tmp_path):
+    masks = draw_pictures(tmp_path, 3).masks
+    extra, covered, details = extra_weights(masks), coverage(masks), details_of([0, 1, 2])
+    assert extra.shape == covered.shape == details.shape == (3, 1, 16, 16)
+    expected = SUBJECT_WEIGHT * covered + DETAIL_WEIGHT * torch.from_numpy(details)
+    torch.testing.assert_close(extra, expected)
+    assert extra.max() > SUBJECT_WEIGHT + 0.5 * DETAIL_WEIGHT
+    assert extra.min() == 0
+
+
+def test_coverage_is_that_of_any_figure():
     masks = np.zeros((2, 2, 4, 4), np.uint8)
     masks[:, 1, :2] = 255  # the upper half, by the second figure
-    clear, hidden = subject_weights(coverage(masks), torch.tensor([1.0, 0.0]))
-    assert clear.tolist() == [[[1 + SUBJECT_WEIGHT] * 2, [1.0] * 2]]
-    assert hidden.tolist() == [[[1.0] * 2] * 2]
+    assert coverage(masks)[0].tolist() == [[[1.0] * 2, [0.0] * 2]]
 
 
-def test_timesteps_are_one_from_each_part():
+def test_what_is_extra_fades_where_noise_hides_it():
+    extra = torch.full((3, 1, 2, 2), 4.0)
+    clear, half, hidden = faded(extra, torch.tensor([1.0, 0.25, 0.0])).mean((1, 2, 3)).tolist()
+    assert (clear, half, hidden) == (5.0, 3.0, 1.0)
+
+
+def test_timesteps_are_one_from_each_part_of_a_rising_density():
     drawn = stratified_timesteps(10, 1000, torch.Generator().manual_seed(0))
-    assert sorted((drawn // 100).tolist()) == list(range(10))
+    parts = (drawn / 1000).square() * 10  # what rises in a line has a square below it
+    assert sorted(parts.int().tolist()) == list(range(10))
     assert drawn.tolist() != sorted(drawn.tolist())
+    many = stratified_timesteps(10_000, 1000, torch.Generator().manual_seed(0))
+    assert many.max() == 999
+    assert (many < 500).float().mean().item() == pytest.approx(0.25, abs=0.001)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_muon_is_for_where_its_products_are_fast(tmp_path, monkeypatch, fast):
+    monkeypatch.setattr("consist.mini.denoiser.is_fast_in_half", lambda device: fast)
+    asked = []
+    monkeypatch.setattr(Session, "fit", lambda self, *args: asked.extend(args[-1]))
+    parts = load_parts(MINI_FOLDER)
+    album = draw_pictures(tmp_path, 2)
+    latents = torch.zeros(2, 8, 16, 16)
+    train_unet(session(tmp_path), parts.tokenizer, parts.encoder, parts.unet, latents, album)
+    assert bool(asked) == fast
 
 
 def test_fast_attention_is_the_same_attention():

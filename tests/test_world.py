@@ -20,9 +20,12 @@ from consist.mini.world import (
     Identity,
     Picture,
     Pose,
+    bare,
     caption,
     describe,
     draw,
+    draw_details,
+    resized,
     sample_identity,
     sample_picture,
     sample_pose,
@@ -205,6 +208,33 @@ def test_every_kind_of_picture_is_drawn():
     assert 0.08 < len(pairs) / len(pictures) < 0.16
     for one in pairs:
         assert len({figure.identity.subject for figure in one.figures}) == 2
+
+
+def details(picture):
+    return np.asarray(draw_details(picture)) > 0
+
+
+def test_details_are_where_patterns_accessories_and_features_are():
+    plain = bare(IDENTITY)
+    ears = details(picture(plain))
+    assert ears.any()
+    assert not ears[64:].any()  # a cat's ears are in the upper half
+    np.testing.assert_array_equal(ears, details(picture(resized(plain))))
+    hatted = replace(plain, accessory="hat", accessory_color="green")
+    for dressed in (hatted, replace(plain, pattern="stripes", pattern_color="blue")):
+        before, after = pixels(picture(plain)), pixels(picture(dressed))
+        changed = np.abs(before - after).max(-1) > 60
+        assert changed.any()
+        assert details(picture(dressed))[changed].mean() > 0.95
+
+
+def test_details_behind_another_figure_are_none():
+    back, front = Figure(identity=GIRL, pose=POSE), Figure(identity=bare(IDENTITY), pose=POSE)
+    both = picture(figures=(back, front))
+    covered = mask(both, 1) == 255
+    alone = details(picture(figures=(front,)))
+    assert (details(both) & ~alone).sum() > 100  # of the girl, where she shows
+    assert (details(both) == alone)[covered].mean() > 0.99  # edges are drawn at another size
 
 
 def test_a_third_to_a_half_of_captions_name_no_attribute():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from multiprocessing import get_context
 from random import Random
 
 import numpy as np
@@ -15,12 +17,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from consist.diffusion import diffuse
-from consist.mini.architecture import build_scheduler
+from consist.mini.architecture import LATENT_SIZE, build_scheduler
 from consist.mini.autoencoder import Album, picture
-from consist.mini.fitting import Session
-from consist.mini.world import GENEROUS, caption
+from consist.mini.fitting import Session, is_fast_in_half
+from consist.mini.world import GENEROUS, caption, draw_details
 
 SUBJECT_WEIGHT = 4.0  # added to 1 on a subject without noise
+DETAIL_WEIGHT = 10.0  # and to that on its patterns, accessories and features
+DETAIL_SIDE = 4  # pixels per side of a latent, to find those
 UNCONDITIONAL = 0.1  # share of captions emptied, for classifier-free guidance
 PHRASE_SAMPLE = 20_000  # captions that tokenizer and phrases are learned from
 
@@ -83,16 +87,17 @@ def train_unet(
 ) -> None:
     """Learns to denoise ``latents`` ``(n, c, h, w)``; the text encoder learns along.
 
-    Errors on subjects count more: they cover a sixth of a picture and are what prompts are about.
+    Errors on subjects count more, and most on their details: they cover a sixth of a picture and
+    a few of its latents, and are what prompts are about.
     """
     if session.device.type == "cpu":
         use_fast_cpu_attention(unet)
     recipe = session.recipe
     # all at hand, and where they are used: on a GPU a step is over before a batch is looked up
     pictures = [picture(index) for index in range(len(latents))]
-    alphas, latents, covered = (
+    alphas, latents, extra = (
         x.to(session.device)
-        for x in (build_scheduler().alphas_cumprod, latents, coverage(album.masks))
+        for x in (build_scheduler().alphas_cumprod, latents, extra_weights(album.masks))
     )
 
     def loss(step: int) -> Tensor:
@@ -105,14 +110,16 @@ def train_unet(
         noise = torch.randn(clean.shape, generator=source, device=session.device)
         timesteps = stratified_timesteps(len(indices), len(alphas), source)
         noisy, target = diffuse(clean, noise, alphas[timesteps], "v_prediction")
-        weights = subject_weights(covered[indices], alphas[timesteps])
+        weights = faded(extra[indices], alphas[timesteps])
         with session.half_precision():
             context = encoder(tokenize(tokenizer, texts, session.device)).last_hidden_state
             guess = unet(noisy, timesteps, context).sample
         return (weights * (guess.float() - target).square()).mean()
 
     modules = {"unet": unet, "text_encoder": encoder}
-    muon = [f"unet.{name}" for name in hidden_weights(unet)]
+    # PyTorch's Muon orthogonalizes in bfloat16: where that is slow, in four times a step's time
+    inner = hidden_weights(unet) if is_fast_in_half(session.device) else []
+    muon = [f"unet.{name}" for name in inner]
     session.fit("unet", modules, recipe.unet_lr, recipe.unet_steps, loss, muon)
 
 
@@ -139,42 +146,60 @@ def use_fast_cpu_attention(unet: UNet2DConditionModel) -> None:
     )
 
 
-def coverage(masks: np.ndarray) -> Tensor:
-    """How much of each latent the figures cover.
+def extra_weights(masks: np.ndarray) -> Tensor:
+    """How much more than 1 the error at each latent of the training pictures counts.
 
     Args:
         masks: Coverage by each figure, ``(n, figures, 2h, 2w)`` in 0..255.
 
     Returns:
-        ``(n, 1, h, w)`` in 0..1, float16.
+        ``(n, 1, h, w)``, float16.
     """
-    parts = [
-        F.avg_pool2d(torch.from_numpy(part.max(1, keepdims=True)).float() / 255, 2).half()
-        for part in np.array_split(masks, 1 + len(masks) // 1000)
-    ]
+    numbers = np.array_split(np.arange(len(masks)), 1 + len(masks) // 1000)
+    with get_context("spawn").Pool() as pool:
+        details = pool.imap(details_of, numbers)
+        parts = [
+            SUBJECT_WEIGHT * coverage(masks[some]) + DETAIL_WEIGHT * shown
+            for some, shown in zip(numbers, map(torch.from_numpy, details), strict=True)
+        ]
     return torch.cat(parts)
 
 
-def subject_weights(covered: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """How much the error at each latent counts: 1, and more where a figure is.
+def coverage(masks: np.ndarray) -> Tensor:
+    """How much of each latent ``(n, 1, h, w)`` the figures cover, in 0..1, float16."""
+    return F.avg_pool2d(torch.from_numpy(masks.max(1, keepdims=True)).float() / 255, 2).half()
+
+
+def details_of(numbers: Sequence[int]) -> np.ndarray:
+    """How much of each latent of these training pictures is detail: ``(n, 1, h, w)`` in 0..1."""
+    side = LATENT_SIZE * DETAIL_SIDE
+    drawn = (draw_details(picture(number), side).reduce(DETAIL_SIDE) for number in numbers)
+    return np.stack([np.asarray(one, np.float16)[None] / 255 for one in drawn])
+
+
+def faded(extra: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """How much the error at each latent counts: 1, and what is extra.
 
     In noise that hides where the figures are, a weight that knows would make them too large, so
     it fades with the signal.
 
     Args:
-        covered: As ``coverage`` gives it, ``(n, 1, h, w)``.
+        extra: As ``extra_weights`` gives it, ``(n, 1, h, w)``.
         alphas_cumprod: Share of the signal's variance, ``(n,)``.
 
     Returns:
         ``(n, 1, h, w)``.
     """
-    signal = rearrange(alphas_cumprod.sqrt(), "n -> n 1 1 1")
-    return 1 + SUBJECT_WEIGHT * signal * covered
+    return 1 + extra * rearrange(alphas_cumprod.sqrt(), "n -> n 1 1 1")
 
 
 def stratified_timesteps(count: int, steps: int, generator: torch.Generator) -> Tensor:
-    """One timestep from each of ``count`` equal parts of the schedule, in random order."""
+    """``count`` timesteps spread evenly over a density that rises in a line, in random order.
+
+    Words decide where noise is strong: of what a wrong color in the caption adds to the error, a
+    twentieth is added in the quieter third of the schedule (``scripts/probe_words.py``).
+    """
     device = generator.device
     jitter = torch.rand(count, generator=generator, device=device)
     order = torch.randperm(count, generator=generator, device=device)
-    return ((order + jitter) * steps / count).long().clamp(max=steps - 1)
+    return (((order + jitter) / count).sqrt() * steps).long().clamp(max=steps - 1)

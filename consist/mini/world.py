@@ -30,6 +30,7 @@ from consist.mini.subjects import (
 )
 
 SUPERSAMPLE = 2  # drawn this much larger, then averaged
+VISIBLE = 24  # of 255: a smaller difference of colors is none
 
 # pairs of subject and scene that no training picture shows, to test what is new
 HELD_OUT = frozenset(
@@ -189,6 +190,42 @@ def draw(picture: Picture, size: int = 128) -> Drawing:
     return Drawing(rendered, tuple(mask.reduce(SUPERSAMPLE) for mask in masks))
 
 
+def draw_details(picture: Picture, size: int = 128) -> Image.Image:
+    """Where a picture shows what else than class and color its subjects are known by.
+
+    That is where it would change if they had no pattern and no accessory, or a feature of the
+    other size.
+
+    Args:
+        picture: As for ``draw``.
+        size: Side of the square result in pixels.
+
+    Returns:
+        Mode L: 255 there, else 0.
+    """
+    found = Image.new("L", (size, size))
+    for figure in picture.figures:
+        layer = _draw_subject(figure, size)
+        found = ImageChops.subtract(found, layer.getchannel("A"))
+        for identity in (bare(figure.identity), resized(figure.identity)):
+            other = _draw_subject(replace(figure, identity=identity), size)
+            for channel in ImageChops.difference(layer, other).split():
+                found = ImageChops.lighter(found, channel.point(lambda v: 255 * (v > VISIBLE)))
+    return found
+
+
+def bare(identity: Identity) -> Identity:
+    """The same without pattern and accessory."""
+    return replace(
+        identity, pattern="plain", pattern_color=None, accessory="none", accessory_color=None
+    )
+
+
+def resized(identity: Identity) -> Identity:
+    """The same with a feature of the other size."""
+    return replace(identity, feature=next(size for size in SIZES if size != identity.feature))
+
+
 def _frame(figure: Figure, size: int, lift: float = 0.0) -> Frame:
     pose, scale = figure.pose, figure.pose.height * size / 100
     return Frame(
@@ -250,16 +287,16 @@ SPARING = Naming(
     },
     in_pairs={"color": 0.8, "accessory": 0.4},
 )
-# as captions teach: twice as many name an accessory or a feature
+# as captions teach: many more name an accessory or a feature
 GENEROUS = Naming(
     nothing=0.15,
     alone={
-        "color": 0.85,
-        "pattern": 0.75,
-        "feature": 0.5,
-        "build": 0.45,
-        "accessory": 0.85,
-        "hair": 0.75,
+        "color": 0.9,
+        "pattern": 0.85,
+        "feature": 0.7,
+        "build": 0.6,
+        "accessory": 0.9,
+        "hair": 0.85,
     },
     in_pairs={"color": 0.85, "accessory": 0.5},
 )
