@@ -196,8 +196,8 @@ def faded(extra: Tensor, alphas_cumprod: Tensor) -> Tensor:
 def stratified_timesteps(count: int, steps: int, generator: torch.Generator) -> Tensor:
     """``count`` timesteps spread evenly over a density that rises in a line, in random order.
 
-    Words decide where noise is strong: of what a wrong color in the caption adds to the error, a
-    twentieth is added in the quieter third of the schedule (``scripts/probe_words.py``).
+    Words decide where noise is strong: of what a wrong color in the caption adds to the error, 6 %
+    is added in the quietest third of the schedule (``scripts/probe_words.py``).
     """
     device = generator.device
     jitter = torch.rand(count, generator=generator, device=device)
