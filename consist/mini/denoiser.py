@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from multiprocessing import get_context
 from random import Random
 
@@ -170,7 +170,7 @@ def coverage(masks: np.ndarray) -> Tensor:
     return F.avg_pool2d(torch.from_numpy(masks.max(1, keepdims=True)).float() / 255, 2).half()
 
 
-def details_of(numbers: Sequence[int]) -> np.ndarray:
+def details_of(numbers: Iterable[int]) -> np.ndarray:
     """How much of each latent of these training pictures is detail: ``(n, 1, h, w)`` in 0..1."""
     side = LATENT_SIZE * DETAIL_SIDE
     drawn = (draw_details(picture(number), side).reduce(DETAIL_SIDE) for number in numbers)
