@@ -78,7 +78,6 @@ def main() -> None:
     for timestep in track(TIMESTEPS, "timesteps", console=Console(stderr=True)):
         timesteps = torch.full((len(pictures),), timestep)
         noisy, target = diffuse(latents, noise, alphas[timesteps], "v_prediction")
-
         guesses = [
             parts.unet(noisy, timesteps, context).sample for context in (right, *wrong.values())
         ]

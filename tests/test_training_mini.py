@@ -254,6 +254,8 @@ def test_begins_with_given_weights_and_keeps_its_eyes(tmp_path):
     old, new = (nn.utils.parameters_to_vector(x.unet.parameters()) for x in (before, after))
     assert 0 < torch.dist(old, new) < 0.01 * old.norm()  # one step away
     assert (folder / "reader.safetensors").read_bytes() == WEIGHTS.read_bytes()
+    configs = [path.read_text() for path in folder.rglob("*.json")]
+    assert not any(str(MINI_FOLDER) in config for config in configs)
 
 
 def test_begins_with_nothing_else(tmp_path, sd_pipe):

@@ -118,11 +118,13 @@ def load_parts(folder: Path) -> Parts:
     pipe = StableDiffusionPipeline.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
-    parts = Parts(pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.unet)
-    for one, known in ((parts.vae, build_vae()), (parts.unet, build_unet())):
+    # built anew, since what diffusers has read keeps the path that it was read from in its config
+    vae, unet = build_vae(), build_unet()
+    for one, known in ((pipe.vae, vae), (pipe.unet, unet)):
         if shapes(one) != shapes(known):
             raise ConsistError(f"{folder} holds a model of another make than mini")
-    return parts
+        known.load_state_dict(one.state_dict())
+    return Parts(pipe.tokenizer, pipe.text_encoder, vae, unet)
 
 
 def shapes(network: nn.Module) -> dict[str, torch.Size]:
