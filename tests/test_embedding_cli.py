@@ -96,6 +96,7 @@ def test_runs_without_words_keep_their_folders():
 
 def test_pivotal_gives_both_files_and_goes_on(photos):
     command = ("train", "pivotal", photos, *WORD, *SHORT, "--word-steps", 1, "--rank", 2)
+    command += ("--caption-dropout", 0.2)  # of the LoRA: a word is learned from captions
     command += ("--sample-prompt", "a <my-cat> in paris", "--sample-every", 1)
     for _ in range(2):
         result = run(*command, "--out", "cat.safetensors")
@@ -107,6 +108,7 @@ def test_pivotal_gives_both_files_and_goes_on(photos):
         assert Path(name, "samples", "sheet.png").is_file()
     record = json.loads(Path("cat.training", "training.json").read_text())
     assert record["config"]["embedding"] == "cat-word.safetensors"
+    assert record["config"]["caption_dropout"] == 0.2
     assert {photo["caption"] for photo in record["photos"]} == {"a <my-cat>"}
     files = ("--lora", "cat.safetensors", "--embedding", "cat-word.safetensors")
     drawn = run("batch", "a <my-cat> in paris", "--steps", 1, *files, "--out", "both")

@@ -111,6 +111,7 @@ def test_a_lora_of_another_base_model_is_refused(photos, tiny, sdxl_pipe):
         ({"rank": -1}, "rank must be between 1 and 1024, not -1"),
         ({"rank": 2000}, "rank must be between 1 and 1024, not 2000"),
         ({"steps": 0}, "steps must be between 1 and"),
+        ({"caption_dropout": 1.1}, "caption dropout must be between 0 and 1, not 1.1"),
         ({"optimizer": "adam"}, "unknown optimizer 'adam', did you mean 'adamw'"),
         ({"precision": "fp16"}, "unknown precision 'fp16'"),
         ({"prior": "images"}, "prior 'images' needs a class prompt, such as 'a cat'"),

@@ -54,6 +54,7 @@ RECIPES = {
         "class_prompt": "a cat",
         "random_crop": True,
         "random_flip": True,
+        "caption_dropout": 0.5,
         "schedule": "cosine",
         "warmup": 3,
     },
@@ -310,6 +311,45 @@ def test_crops_and_flips_are_drawn_anew_at_each_step(photos, tiny):
     drawn = [s.view for i in range(8) for s in denoising.albums[0].draw(i, denoising.config, 10)]
     assert len({(view.x, view.y) for view in drawn}) == 16
     assert {view.flipped for view in drawn} == {False, True}
+
+
+def test_captions_of_the_subject_are_left_out_as_often_as_is_said(photos, tiny):
+    config = config_of(photos, caption_dropout=0.3, prior="images", class_prompt="a cat")
+    denoising, _ = denoising_of(config, tiny)
+    subject, others = (
+        [s for step in range(300) for s in album.draw(step, denoising.config, 10)]
+        for album in denoising.albums
+    )
+    empty = [sample for sample in subject if not sample.photo.caption]
+    assert len(empty) == pytest.approx(0.3 * len(subject), abs=60)
+    assert {sample.photo.caption for sample in others} == {"a cat"}
+    # all else of a step is as it would be with them
+    denoising, _ = denoising_of(replace(config, out=str(photos.parent / "b.safetensors")), tiny)
+    named = replace(denoising.albums[0], dropout=0.0)
+    spoken = [s for step in range(300) for s in named.draw(step, denoising.config, 10)]
+    assert [(s.seed, s.timestep) for s in spoken] == [(s.seed, s.timestep) for s in subject]
+    assert all(sample.photo.caption for sample in spoken)
+
+
+def test_a_step_without_any_caption_is_one_of_no_words(photos, tiny):
+    config = config_of(photos, caption_dropout=1.0)
+    denoising, parts = denoising_of(config, tiny)
+    assert denoising.texts.kept.keys() >= {""}
+    nothing, _ = parts.pipe.encode_prompt("", CPU, 1, False)
+    assert torch.equal(denoising.embed([""])[0], nothing)
+    assert all(loss.isfinite() for loss in denoising.losses(0))
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_sdxl_takes_no_caption_as_it_does_when_it_draws(photos, sdxl_pipe, zeros):
+    pipe = fresh(sdxl_pipe)
+    pipe.register_to_config(force_zeros_for_empty_prompt=zeros)
+    _, nothing, _, nothing_pooled = pipe.encode_prompt("a cat", device=CPU)
+    said, said_pooled = encoding.Texts(pipe, CPU).encode(["", "a cat"])
+    torch.testing.assert_close(said[:1], nothing)
+    torch.testing.assert_close(said_pooled[:1], nothing_pooled)
+    assert said[1].abs().min() > 0
+    assert zeros != bool(said[0].any())
 
 
 def test_latents_are_kept_by_what_they_are_of(photos, tiny, monkeypatch):

@@ -91,6 +91,14 @@ MinSnr = Annotated[
     float | None,
     typer.Option("--min-snr", help="Weigh timesteps, with this gamma.", rich_help_panel=LEARNING),
 ]
+CaptionDropout = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the subject's photos that are shown without a caption, so that guidance "
+        "does not exaggerate it.",
+        rich_help_panel=LEARNING,
+    ),
+]
 Seed = Annotated[int, typer.Option(rich_help_panel=LEARNING)]
 Resolution = Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel=PHOTOS)]
 Buckets = Annotated[
@@ -165,6 +173,7 @@ def lora(
     text_lr: TextRate = None,
     batch_size: Batch = None,
     min_snr: MinSnr = None,
+    caption_dropout: CaptionDropout = None,
     optimizer: Optimizer = "adamw",
     schedule: Schedule = "constant",
     warmup: Warmup = 0,
@@ -209,6 +218,7 @@ def dreambooth(
     text_lr: TextRate = None,
     batch_size: Batch = None,
     min_snr: MinSnr = None,
+    caption_dropout: CaptionDropout = None,
     optimizer: Optimizer = "adamw",
     schedule: Schedule = "constant",
     warmup: Warmup = 0,

@@ -14,6 +14,7 @@ from consist.cli.finetune import (
     Average,
     Batch,
     Buckets,
+    CaptionDropout,
     Checkpointing,
     ClassImages,
     ClassPrompt,
@@ -149,6 +150,7 @@ def pivotal(
     conv: Convolutions = False,
     batch_size: Batch = None,
     min_snr: MinSnr = None,
+    caption_dropout: CaptionDropout = None,
     optimizer: Optimizer = "adamw",
     seed: Seed = 0,
     prior: Prior = None,
@@ -192,7 +194,7 @@ def two_trainings(given: dict[str, Any]) -> tuple[TrainConfig, TrainConfig]:
     word_out = out.with_name(f"{out.stem}-word.safetensors")
     of_word = {name: given.pop(name) for name in ("token", "init", "vectors")}
     pace = {"steps": given.pop("word_steps"), "lr": given.pop("word_lr")}
-    of_lora = ("rank", "conv", "prior", "prior_weight", "class_images")
+    of_lora = ("rank", "conv", "prior", "prior_weight", "class_images", "caption_dropout")
     shared = {name: value for name, value in given.items() if name not in of_lora}
     word = read_config(TEXTUAL_INVERSION, {**shared, **of_word, **pace, "out": word_out})
     told = {"prompt": prompt or f"a {token}", "out": out, "embedding": str(word_out)}

@@ -56,10 +56,10 @@ class Denoising:
                 for photo in album.photos:
                     self.latents.moments(photo, middle_view(photo, album.sizes))
         if self.parts.text_frozen:
-            self.texts.keep({photo.caption for album in albums for photo in album.photos})
+            self.texts.keep({caption for album in albums for caption in album.captions})
         elif preserved := [album for album in albums if album.preserved]:
             with self.parts.as_before():
-                self.texts.keep({photo.caption for album in preserved for photo in album.photos})
+                self.texts.keep({caption for album in preserved for caption in album.captions})
         if self.device.type != "cpu":
             idle = [] if self.config.random_crop else ["vae"]
             idle += ["text_encoder", "text_encoder_2"] if self.parts.text_frozen else []

@@ -105,14 +105,22 @@ class Texts:
         return torch.cat([embeds for embeds, _ in found]), torch.cat(pooled) if pooled else None
 
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor | None]:
-        """Embeddings ``(n, l, c)``, and for SDXL pooled ones ``(n, c)``."""
+        """Embeddings ``(n, l, c)``, and for SDXL pooled ones ``(n, c)``.
+
+        An empty caption gives what guidance leads away from: zeros, where the pipeline takes them.
+        """
         embeds = self.pipe.encode_prompt(
             prompt=captions,
             device=self.device,
             num_images_per_prompt=1,
             do_classifier_free_guidance=False,
         )
-        return embeds[0], embeds[2] if len(embeds) == 4 else None
+        found, pooled = embeds[0], embeds[2] if len(embeds) == 4 else None
+        if self.pipe.config.get("force_zeros_for_empty_prompt"):
+            said = torch.tensor([bool(caption) for caption in captions], device=found.device)
+            found = found * rearrange(said, "n -> n 1 1")
+            pooled = None if pooled is None else pooled * rearrange(said, "n -> n 1")
+        return found, pooled
 
 
 def digest_of_weights(module: nn.Module) -> str:

@@ -184,7 +184,8 @@ def choose_albums(
     resolution, multiple = grid_of(config, model)
     sizes = bucket_sizes(resolution, multiple, config.buckets)
     shown = in_templates(photos, config) if config.token else photos
-    albums = [Album(name="instance", photos=shown, sizes=sizes)]
+    dropout = config.caption_dropout or 0.0
+    albums = [Album(name="instance", photos=shown, sizes=sizes, dropout=dropout)]
     if not config.with_prior:
         return albums
     drawn = config.prior == CLASS_IMAGES

@@ -35,6 +35,7 @@ class Suited:
     class_images: int = 100
     vectors: int = 1  # as in arXiv:2208.01618
     ema: float | None = None
+    caption_dropout: float = 0.0
 
 
 # by kind and family of models. SD: arXiv:2208.12242 has 5e-6 and about 1000 steps for DreamBooth;
@@ -44,7 +45,15 @@ class Suited:
 SUITED = {
     (LORA, "sd"): Suited(steps=800, lr=1e-4),
     (LORA, "sdxl"): Suited(steps=800, lr=1e-4),
-    (LORA, "mini"): Suited(steps=300, lr=1e-3, batch_size=4, rank=64, class_images=20, ema=0.95),
+    (LORA, "mini"): Suited(
+        steps=300,
+        lr=1e-3,
+        batch_size=4,
+        rank=64,
+        class_images=20,
+        ema=0.95,
+        caption_dropout=0.3,
+    ),
     (DREAMBOOTH, "sd"): Suited(steps=1000, lr=5e-6),
     (DREAMBOOTH, "sdxl"): Suited(steps=1000, lr=2e-6),
     (DREAMBOOTH, "mini"): Suited(steps=300, lr=3e-4, batch_size=4, class_images=20, ema=0.95),
@@ -97,6 +106,7 @@ class TrainConfig:
     prior_weight: float = 1.0  # lambda of arXiv:2208.12242, equation 2; 0 leaves the prior out
     class_images: int | None = None
     min_snr: float | None = None  # gamma; None: all timesteps count alike
+    caption_dropout: float | None = None  # share of the subject's photos shown without a caption
     resolution: int | None = None  # pixels; photos of other shapes have as many
     buckets: bool = True  # sizes for photos that are not square
     random_crop: bool = False
@@ -174,6 +184,10 @@ class TrainConfig:
                 f"{self.kind} changes nothing but its word: it trains no text encoder, and what "
                 "else there is needs no prior"
             )
+        if self.caption_dropout:
+            raise ConsistError(
+                f"{self.kind} learns from captions that say its word; none of them can be left out"
+            )
 
     @property
     def writes_file(self) -> bool:
@@ -218,6 +232,7 @@ RANGES = (
     ("prior_weight", 0, 1000),
     ("class_images", 1, 100_000),
     ("min_snr", 1e-6, 1e6),
+    ("caption_dropout", 0, 1),
     ("resolution", 8, 8192),
     ("weight_decay", 0, 10),
     ("max_grad_norm", 1e-9, 1e9),

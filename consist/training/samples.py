@@ -7,7 +7,7 @@ many processes share the work.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from random import Random
 
@@ -36,6 +36,7 @@ class Album:
     sizes: list[tuple[int, int]]  # (width, height), pixels
     weight: float = 1.0  # of their mean error
     preserved: bool = False
+    dropout: float = 0.0  # share of samples whose caption is empty
 
     def draw(self, step: int, config: TrainConfig, timesteps: int) -> list[Sample]:
         """The samples of a step; photos come in random order, all of them before one comes again.
@@ -47,6 +48,11 @@ class Album:
         """
         count = config.batch_size or 1
         return [self._sample(step, place, count, config, timesteps) for place in range(count)]
+
+    @property
+    def captions(self) -> set[str]:
+        """All that its samples may say."""
+        return {photo.caption for photo in self.photos} | ({""} if self.dropout else set())
 
     def _sample(
         self, step: int, place: int, count: int, config: TrainConfig, timesteps: int
@@ -60,8 +66,9 @@ class Album:
         seed, timestep = rng.randrange(2**62), rng.randrange(timesteps)
         x, y = (rng.random(), rng.random()) if config.random_crop else (0.5, 0.5)
         flipped = config.random_flip and rng.random() < 0.5
+        dropped = rng.random() < self.dropout
         return Sample(
-            photo=photo,
+            photo=replace(photo, caption="") if dropped else photo,
             view=View(width=width, height=height, x=x, y=y, flipped=flipped),
             timestep=timestep,
             seed=seed,
