@@ -116,6 +116,18 @@ def test_another_training_is_refused_and_said(photos, tiny):
     assert differences({"schedule": "cosine", "steps": 1}, {"schedule": "cosine", "steps": 2})
 
 
+def test_a_training_goes_on_that_is_older_than_a_setting(photos, tiny):
+    config = config_of(photos, steps=1)
+    finetune(config, model_for=model_of(tiny))
+    path = config.work_folder / "training.json"
+    record = json.loads(path.read_text())
+    del record["config"]["caption_dropout"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(ConsistError, match=r"caption dropout was 0\.0 and is 0\.2"):
+        finetune(replace(config, caption_dropout=0.2), model_for=pytest.fail)
+    finetune(replace(config, steps=2), model_for=model_of(tiny))
+
+
 @pytest.mark.parametrize("conv", [False, True])
 def test_a_lora_is_loaded_back_exactly_with_its_alpha(photos, tiny, conv):
     config = config_of(photos, steps=3, alpha=8.0, text_encoder=True, conv=conv)

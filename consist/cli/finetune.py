@@ -92,7 +92,7 @@ MinSnr = Annotated[
     typer.Option("--min-snr", help="Weigh timesteps, with this gamma.", rich_help_panel=LEARNING),
 ]
 CaptionDropout = Annotated[
-    float | None,
+    float,
     typer.Option(
         help="Share of the subject's photos that are shown without a caption, so that guidance "
         "does not exaggerate it.",
@@ -173,7 +173,7 @@ def lora(
     text_lr: TextRate = None,
     batch_size: Batch = None,
     min_snr: MinSnr = None,
-    caption_dropout: CaptionDropout = None,
+    caption_dropout: CaptionDropout = 0.0,
     optimizer: Optimizer = "adamw",
     schedule: Schedule = "constant",
     warmup: Warmup = 0,
@@ -218,7 +218,7 @@ def dreambooth(
     text_lr: TextRate = None,
     batch_size: Batch = None,
     min_snr: MinSnr = None,
-    caption_dropout: CaptionDropout = None,
+    caption_dropout: CaptionDropout = 0.0,
     optimizer: Optimizer = "adamw",
     schedule: Schedule = "constant",
     warmup: Warmup = 0,

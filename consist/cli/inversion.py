@@ -150,7 +150,7 @@ def pivotal(
     conv: Convolutions = False,
     batch_size: Batch = None,
     min_snr: MinSnr = None,
-    caption_dropout: CaptionDropout = None,
+    caption_dropout: CaptionDropout = 0.0,
     optimizer: Optimizer = "adamw",
     seed: Seed = 0,
     prior: Prior = None,

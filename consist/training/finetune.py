@@ -184,8 +184,7 @@ def choose_albums(
     resolution, multiple = grid_of(config, model)
     sizes = bucket_sizes(resolution, multiple, config.buckets)
     shown = in_templates(photos, config) if config.token else photos
-    dropout = config.caption_dropout or 0.0
-    albums = [Album(name="instance", photos=shown, sizes=sizes, dropout=dropout)]
+    albums = [Album(name="instance", photos=shown, sizes=sizes, dropout=config.caption_dropout)]
     if not config.with_prior:
         return albums
     drawn = config.prior == CLASS_IMAGES

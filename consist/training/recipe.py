@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ class Suited:
     class_images: int = 100
     vectors: int = 1  # as in arXiv:2208.01618
     ema: float | None = None
-    caption_dropout: float = 0.0
 
 
 # by kind and family of models. SD: arXiv:2208.12242 has 5e-6 and about 1000 steps for DreamBooth;
@@ -45,15 +44,7 @@ class Suited:
 SUITED = {
     (LORA, "sd"): Suited(steps=800, lr=1e-4),
     (LORA, "sdxl"): Suited(steps=800, lr=1e-4),
-    (LORA, "mini"): Suited(
-        steps=300,
-        lr=1e-3,
-        batch_size=4,
-        rank=64,
-        class_images=20,
-        ema=0.95,
-        caption_dropout=0.3,
-    ),
+    (LORA, "mini"): Suited(steps=300, lr=1e-3, batch_size=4, rank=64, class_images=20, ema=0.95),
     (DREAMBOOTH, "sd"): Suited(steps=1000, lr=5e-6),
     (DREAMBOOTH, "sdxl"): Suited(steps=1000, lr=2e-6),
     (DREAMBOOTH, "mini"): Suited(steps=300, lr=3e-4, batch_size=4, class_images=20, ema=0.95),
@@ -106,7 +97,7 @@ class TrainConfig:
     prior_weight: float = 1.0  # lambda of arXiv:2208.12242, equation 2; 0 leaves the prior out
     class_images: int | None = None
     min_snr: float | None = None  # gamma; None: all timesteps count alike
-    caption_dropout: float | None = None  # share of the subject's photos shown without a caption
+    caption_dropout: float = 0.0  # share of the subject's photos shown without a caption
     resolution: int | None = None  # pixels; photos of other shapes have as many
     buckets: bool = True  # sizes for photos that are not square
     random_crop: bool = False
@@ -255,7 +246,8 @@ def check_range(name: str, value: float | None, low: float, high: float) -> None
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """In which settings two configs of ``to_json`` would train differently.
 
-    Where the rate does not depend on the number of steps, more steps are the same training.
+    Where the rate does not depend on the number of steps, more steps are the same training. A
+    setting that one of them does not name is younger than it, and has its default.
 
     >>> differences({"rank": 4, "device": "cpu"}, {"rank": 8, "device": "cuda"})
     ['rank was 4 and is 8']
@@ -263,6 +255,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ignored = set(INDIFFERENT)
     if str(now.get("schedule")).startswith("constant"):
         ignored.add("steps")
+    known = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
+    before, now = {**known, **before}, {**known, **now}
     return [
         f"{name.replace('_', ' ')} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in sorted({*before, *now} - ignored)
