@@ -94,8 +94,7 @@ MinSnr = Annotated[
 CaptionDropout = Annotated[
     float,
     typer.Option(
-        help="Share of the subject's photos that are shown without a caption, so that guidance "
-        "does not exaggerate it.",
+        help="Share of the subject's photos shown without a caption; 0.05 to 0.1 is usual.",
         rich_help_panel=LEARNING,
     ),
 ]
