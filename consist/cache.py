@@ -40,6 +40,7 @@ def describe(config: RunConfig, resolved: Mapping[str, Any]) -> dict[str, Any]:
     about = {
         "model": config.model,
         "weights": versions(config.model).get(MINI),
+        "LoRAs in the negative": config.lora_negative,
         "loras": config.loras,
         "embeddings": config.embeddings,
         "method": dict(config.method),
@@ -47,6 +48,7 @@ def describe(config: RunConfig, resolved: Mapping[str, Any]) -> dict[str, Any]:
         "anchor prompts": config.anchor_prompts,
         "anchor seeds": config.anchor_seeds,
         "negative": config.negative,
+        "guidance rescale": config.guidance_rescale,
     }
     return dict(json.loads(json.dumps(about)))
 

@@ -30,11 +30,13 @@ class RunConfig:
     method: Mapping[str, Any] = field(default_factory=lambda: {"name": DEFAULT_METHOD})
     steps: int | None = None  # at least 1
     guidance: float | None = None  # 0..100; up to 1 means no guidance
+    guidance_rescale: float = 0.0  # 0..1: how far the contrast of no guidance is put back
     negative: str = ""  # what the pictures should not show
     width: int | None = None  # pixels
     height: int | None = None  # pixels
     scheduler: str | None = None
     loras: tuple[str, ...] = ()  # FILE or FILE:WEIGHT
+    lora_negative: float = 1.0  # 0..1: share of the LoRAs in what guidance leads away from
     embeddings: tuple[str, ...] = ()  # files of Textual Inversion, whose words prompts may say
     device: str = "auto"
     dtype: str = "auto"
@@ -73,12 +75,18 @@ class RunConfig:
         for name, low, high in (
             ("steps", 1, 1000),
             ("guidance", 0, 100),
+            ("guidance_rescale", 0, 1),
+            ("lora_negative", 0, 1),
             ("batch_size", 1, 10_000),
             ("width", 8, 8192),
             ("height", 8, 8192),
         ):
             if getattr(self, name) is not None:
                 _check_range(name, getattr(self, name), low, high)
+        if self.lora_negative != 1 and not self.loras:
+            raise ConsistError(
+                f"lora negative {self.lora_negative:g} is a share of LoRAs, and none was given"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, strings and numbers, as ``json.dumps`` takes them."""

@@ -34,6 +34,7 @@ from consist.prompting import conditioning
 from consist.references import Held, check_references, read_pictures
 from consist.run import ISOLATED, SHARED, RunFolder, default_folder
 from consist.spread import Spread
+from consist.steering import weak_unconditional
 from consist.words import new_words
 
 Watch = Callable[[float, int], None]  # images drawn so far (fractions count), images in all
@@ -200,13 +201,14 @@ def draw(
         references=len(pictures),
         spread=spread,
     )
-    with sharing:
+    with sharing, weak_unconditional(pipe, config.lora_negative):
         result = pipe(
             **conditioning(pipe, config, chunk, method),
             width=settings.width,
             height=settings.height,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
+            guidance_rescale=config.guidance_rescale,
             latents=latents,
             generator=generators,
             callback_on_step_end=on_step,

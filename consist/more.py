@@ -149,8 +149,10 @@ def take_subject(run: Path | str) -> Subject:
         seeds=config.anchor_seeds,
         model=config.model if config.model == MINI else _absolute(config.model),
         negative=config.negative,
+        guidance_rescale=config.guidance_rescale,
         scheduler=config.scheduler,
         loras=tuple(map(_absolute_lora, config.loras)),
+        lora_negative=config.lora_negative,
         embeddings=tuple(str(Path(file).absolute()) for file in config.embeddings),
         **{name: getattr(config, name) for name in SETTLED},
     )

@@ -154,6 +154,7 @@ def test_a_missing_picture_is_drawn_again(tmp_path):
         {"scheduler": "dpm++"},
         {"scheduler": "euler-a"},
         {"guidance": 1.0},
+        {"guidance_rescale": 0.7},
         {"negative": "a red cat"},
         {"method": {"name": "shared", "anchors": "random"}},
         {"method": {"name": "spectral", "keys": "log|fraction:0.5", "pool": "all"}},

@@ -38,6 +38,7 @@ def _own_options(config: RunConfig) -> Iterator[str]:
     for option, value in (
         ("--steps", config.steps),
         ("--guidance", config.guidance),
+        ("--guidance-rescale", config.guidance_rescale or None),
         ("--size", f"{config.width}x{config.height}" if config.width and config.height else None),
         ("--negative", config.negative or None),
         ("--scheduler", config.scheduler),
@@ -46,6 +47,8 @@ def _own_options(config: RunConfig) -> Iterator[str]:
             yield from (option, str(value))
     for lora in config.loras:
         yield from ("--lora", lora)
+    if config.lora_negative != 1:
+        yield from ("--lora-negative", str(config.lora_negative))
     for embedding in config.embeddings:
         yield from ("--embedding", embedding)
 

@@ -23,6 +23,7 @@ from consist.cli.options import (
     Keys,
     MethodName,
     ModelName,
+    Rescale,
     Steps,
     Strength,
     Values,
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
 # what a saved subject has of its own
 OF_SUBJECT = (
     *("model", "method", "keys", "values", "anchors", "strength", "subject", "set_"),
-    *("steps", "guidance", "negative", "size", "scheduler", "lora", "embedding"),
+    *("steps", "guidance", "guidance_rescale", "negative", "size", "scheduler"),
+    *("lora", "lora_negative", "embedding"),
     *("reference", "reference_prompt"),
 )
 
@@ -95,6 +97,7 @@ def batch(
     ] = False,
     steps: Steps = None,
     guidance: Guidance = None,
+    guidance_rescale: Rescale = 0.0,
     negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
     size: Annotated[
         str | None, typer.Option(help="Pixels, as 512 or 768x512 (width x height).")
@@ -103,6 +106,13 @@ def batch(
     lora: Annotated[
         list[str] | None, typer.Option(help="A LoRA, FILE or FILE:WEIGHT; may be repeated.")
     ] = None,
+    lora_negative: Annotated[
+        float,
+        typer.Option(
+            help="Share of the LoRAs in what guidance leads away from; less than 1 makes a trained "
+            "subject more alike, 0.5 is a good begin."
+        ),
+    ] = 1.0,
     embedding: Annotated[
         list[str] | None,
         typer.Option(help="A file with a new word that prompts may say; may be repeated."),
@@ -173,11 +183,13 @@ def batch(
                 ),
                 steps=steps,
                 guidance=guidance,
+                guidance_rescale=guidance_rescale,
                 negative=negative,
                 width=width,
                 height=height,
                 scheduler=scheduler,
                 loras=tuple(lora or []),
+                lora_negative=lora_negative,
                 embeddings=tuple(embedding or []),
             )
             config = look_at(config, reference or [], reference_prompt or [])

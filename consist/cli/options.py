@@ -36,6 +36,12 @@ Fields = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale.")]
+Rescale = Annotated[
+    float,
+    typer.Option(
+        help="Share of the contrast that guidance adds and that is taken back; 0.7 is usual."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cuda, mps or cpu.", rich_help_panel=WHERE)]
 Dtype = Annotated[
     str, typer.Option(help="auto, float32, float16 or bfloat16.", rich_help_panel=WHERE)

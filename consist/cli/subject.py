@@ -88,8 +88,8 @@ def show_recipe(subject: Subject) -> None:
     for path in subject.pictures:
         say(f"given picture  {path}")
     names = ("model", "method", "steps", "guidance", "width", "height", "scheduler", "loras")
-    for name in (*names, "embeddings", "negative"):
+    for name in (*names, "guidance_rescale", "lora_negative", "embeddings", "negative"):
         value = getattr(config, name)
-        if value:
+        if value and (name != "lora_negative" or value != 1):
             say(f"{name}  {json.dumps(value) if isinstance(value, dict) else value}")
     say("drawn with  " + ", ".join(f"{name} {number}" for name, number in subject.versions.items()))

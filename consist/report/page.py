@@ -13,7 +13,7 @@ from typing import Any
 
 from consist.report.html import Html, tag
 from consist.report.plots import draw_plots
-from consist.report.runs import Group, Run, all_runs, gather_stories, ranking, title
+from consist.report.runs import SELDOM, Group, Run, all_runs, gather_stories, ranking, title
 from consist.report.sets import draw_sets
 from consist.report.tables import draw_comparison, draw_scores
 from consist.report.text import MIN_SETS, count, gather, listed, number, plain, verdict
@@ -123,6 +123,10 @@ def _settings(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
     settings = [run.settings for run in runs]
     for name in ("model", "steps", "guidance", "negative", "loras", "embeddings"):
         yield name, _agreed(one[name] for one in settings)
+    for name, plain_value in SELDOM.items():
+        asked = [one[name] for one in settings]
+        if set(asked) != {plain_value}:
+            yield name.replace("_", " "), _agreed(asked)
     schedulers = [one["scheduler"] or "" for one in settings]
     yield "scheduler", _agreed(name.removesuffix("Scheduler") for name in schedulers)
     sizes = [(one["width"], one["height"]) for one in settings]

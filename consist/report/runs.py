@@ -25,6 +25,8 @@ from consist.scores import (
     summarize,
 )
 
+# settings of runs that are told where they are others than these
+SELDOM = {"guidance_rescale": 0.0, "lora_negative": 1.0}
 MAX_SETS = 24  # whose pictures are shown: a third each of the best, the median and the worst
 
 
@@ -84,10 +86,10 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """All that makes runs comparable where it is the same: everything but the set itself."""
-        known = {**self.config, **self.resolved}
+        known = {**SELDOM, **self.config, **self.resolved}
         names = (
             *("model", "steps", "guidance", "scheduler", "width", "height"),
-            *("negative", "loras", "embeddings"),
+            *("negative", "loras", "embeddings", *SELDOM),
         )
         options = {name: value for name, value in self.options.items() if name != "subject"}
         return {"method": self.method, **options, **{name: known.get(name) for name in names}}
