@@ -18,6 +18,23 @@ def open_picture(path: Path | str) -> Image.Image:
     Raises:
         ConsistError: It is missing, damaged, too large or no picture.
     """
+    upright = _open_upright(path)
+    white = Image.new("RGBA", upright.size, "white")
+    return Image.alpha_composite(white, upright).convert("RGB")
+
+
+def open_outline(path: Path | str) -> Image.Image | None:
+    """How opaque a picture is, upright; mode L. None where it is opaque all over.
+
+    Raises:
+        ConsistError: As ``open_picture``.
+    """
+    alpha = _open_upright(path).getchannel("A")
+    return None if alpha.getextrema() == (255, 255) else alpha
+
+
+def _open_upright(path: Path | str) -> Image.Image:
+    """A picture upright, in mode RGBA."""
     large = (Image.DecompressionBombWarning, Image.DecompressionBombError)
     try:
         with warnings.catch_warnings():
@@ -34,8 +51,7 @@ def open_picture(path: Path | str) -> Image.Image:
         raise unreadable(path, error) from None
     if upright.mode.startswith(("I", "F")):
         raise ConsistError(f"{path} has more than 8 bits a channel; save it with 8")
-    white = Image.new("RGBA", upright.size, "white")
-    return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
+    return upright.convert("RGBA")
 
 
 def unreadable(path: Path | str, error: Exception) -> ConsistError:

@@ -144,10 +144,11 @@ def identity(config: RunConfig) -> dict[str, Any]:
     """
     settings = {**config.to_json(), "compare": False, "cache": bool(config.cache)}
     plain: dict[str, Any] = json.loads(json.dumps(settings))
-    # only runs that name their anchors have them, and few have embeddings: others keep the folders
-    # that they had
-    late = ("anchor_", "cache", "embeddings")
-    return {k: v for k, v in plain.items() if v or not k.startswith(late)}
+    # what came late is told where it was asked for: other runs keep the folders that they had
+    late = ("anchor_", "cache", "embeddings", "guidance_rescale")
+    untold = {name for name, value in plain.items() if name.startswith(late) and not value}
+    untold |= {"lora_negative"} if config.lora_negative == 1 else set()
+    return {name: value for name, value in plain.items() if name not in untold}
 
 
 def default_folder(config: RunConfig, root: Path = Path("runs")) -> Path:

@@ -114,6 +114,7 @@ def test_a_lora_of_another_base_model_is_refused(photos, tiny, sdxl_pipe):
         ({"caption_dropout": 1.1}, "caption dropout must be between 0 and 1, not 1.1"),
         ({"optimizer": "adam"}, "unknown optimizer 'adam', did you mean 'adamw'"),
         ({"precision": "fp16"}, "unknown precision 'fp16'"),
+        ({"background": "bas"}, "unknown background 'bas', did you mean 'base'"),
         ({"prior": "images"}, "prior 'images' needs a class prompt, such as 'a cat'"),
     ],
 )

@@ -279,6 +279,7 @@ def test_what_is_no_new_word_is_refused(photos, tiny, tmp_path):
         ({"vectors": 0}, "vectors must be between 1 and 64, not 0"),
         ({"prior": "base", "class_prompt": "a cat"}, "changes nothing but its word"),
         ({"text_encoder": True}, "changes nothing but its word"),
+        ({"background": "base"}, "what it learns of a background"),
         ({"caption_dropout": 0.1}, "learns from captions that say its word"),
         ({"out": "word.pt"}, "textual-inversion writes a .safetensors file"),
         ({"kind": "dreambooth", "out": "x", "embedding": "y"}, "only a lora is trained beside"),

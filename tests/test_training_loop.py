@@ -54,6 +54,7 @@ RECIPES = {
         "class_prompt": "a cat",
         "random_crop": True,
         "random_flip": True,
+        "background": "base",
         "caption_dropout": 0.5,
         "schedule": "cosine",
         "warmup": 3,

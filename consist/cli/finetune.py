@@ -19,7 +19,7 @@ from rich.progress import (
 from consist.cli.console import err, hide_loading_bars, plain_failures, say
 from consist.cli.options import WHERE, Device, ModelName
 from consist.errors import ConsistError
-from consist.training.recipe import CLASS_IMAGES, DREAMBOOTH, LORA, NO_PRIOR, TrainConfig
+from consist.training.recipe import CLASS_IMAGES, DREAMBOOTH, LORA, NO_PRIOR, PHOTO, TrainConfig
 
 PRIOR = "What keeps the class as it was"
 PHOTOS = "Photos"
@@ -52,6 +52,14 @@ PriorWeight = Annotated[
     float, typer.Option(help="How much it counts beside the photos.", rich_help_panel=PRIOR)
 ]
 ClassImages = Annotated[int | None, typer.Option(help="How many of them.", rich_help_panel=PRIOR)]
+Background = Annotated[
+    str,
+    typer.Option(
+        help="What is learned where the subject is not: photo, or base, what the model said of it "
+        "before. The subject is what is opaque in a photo, else what the class prompt finds.",
+        rich_help_panel=PRIOR,
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="By default named after the prompt.")]
 StepCount = Annotated[int | None, typer.Option(help="Of training.", rich_help_panel=LEARNING)]
 Rate = Annotated[
@@ -180,6 +188,7 @@ def lora(
     seed: Seed = 0,
     prior: Prior = None,
     prior_weight: PriorWeight = 1.0,
+    background: Background = PHOTO,
     class_images: ClassImages = None,
     resolution: Resolution = None,
     buckets: Buckets = True,
@@ -225,6 +234,7 @@ def dreambooth(
     seed: Seed = 0,
     prior: Prior = None,
     prior_weight: PriorWeight = 1.0,
+    background: Background = PHOTO,
     class_images: ClassImages = None,
     resolution: Resolution = None,
     buckets: Buckets = True,

@@ -12,6 +12,7 @@ from consist.cli.finetune import (
     GOES_ON,
     LEARNING,
     Average,
+    Background,
     Batch,
     Buckets,
     CaptionDropout,
@@ -48,7 +49,7 @@ from consist.cli.finetune import (
     train,
 )
 from consist.cli.options import Device, ModelName
-from consist.training.recipe import LORA, TEXTUAL_INVERSION, TrainConfig
+from consist.training.recipe import LORA, PHOTO, TEXTUAL_INVERSION, TrainConfig
 
 Token = Annotated[str, typer.Option(help="The new word, as '<my-cat>'.", show_default=False)]
 Init = Annotated[str, typer.Option(help="A known word to begin from, as 'cat'.")]
@@ -155,6 +156,7 @@ def pivotal(
     seed: Seed = 0,
     prior: Prior = None,
     prior_weight: PriorWeight = 1.0,
+    background: Background = PHOTO,
     class_images: ClassImages = None,
     resolution: Resolution = None,
     buckets: Buckets = True,
@@ -194,7 +196,8 @@ def two_trainings(given: dict[str, Any]) -> tuple[TrainConfig, TrainConfig]:
     word_out = out.with_name(f"{out.stem}-word.safetensors")
     of_word = {name: given.pop(name) for name in ("token", "init", "vectors")}
     pace = {"steps": given.pop("word_steps"), "lr": given.pop("word_lr")}
-    of_lora = ("rank", "conv", "prior", "prior_weight", "class_images", "caption_dropout")
+    of_lora = {"rank", "conv", "prior", "prior_weight", "class_images", "background"}
+    of_lora |= {"caption_dropout"}
     shared = {name: value for name, value in given.items() if name not in of_lora}
     word = read_config(TEXTUAL_INVERSION, {**shared, **of_word, **pace, "out": word_out})
     told = {"prompt": prompt or f"a {token}", "out": out, "embedding": str(word_out)}

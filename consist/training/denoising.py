@@ -15,6 +15,7 @@ from consist.diffusion import PREDICTIONS, diffuse
 from consist.errors import ConsistError
 from consist.training.encoding import Latents, Texts
 from consist.training.losses import min_snr_weights, sample_losses
+from consist.training.outlines import Outlines
 from consist.training.parts import Parts
 from consist.training.photos import middle_view, placement
 from consist.training.samples import Album, Sample, batches, share
@@ -47,6 +48,7 @@ class Denoising:
             raise ConsistError(f"the model predicts {self.prediction!r}; trained are {known}")
         self.latents = Latents(parts.pipe.vae, folder)
         self.texts = Texts(parts.pipe, device)
+        self.outlines = Outlines(parts.pipe, self.predict, self.alphas, self.prediction)
 
     def prepare(self) -> None:
         """Computes what all steps share, and takes what is needed no more off the device."""
@@ -55,11 +57,16 @@ class Denoising:
             for album in albums:
                 for photo in album.photos:
                     self.latents.moments(photo, middle_view(photo, album.sizes))
+        if outlined := [album for album in albums if album.outlined]:
+            with self.parts.as_before():
+                self.texts.keep({self.config.class_prompt, ""})
+                for album in outlined:
+                    self.outlines.find(album, self.config.class_prompt)
         if self.parts.text_frozen:
             self.texts.keep({caption for album in albums for caption in album.captions})
-        elif preserved := [album for album in albums if album.preserved]:
+        elif asked := [album for album in albums if album.preserved or album.outlined]:
             with self.parts.as_before():
-                self.texts.keep({caption for album in preserved for caption in album.captions})
+                self.texts.keep({caption for album in asked for caption in album.captions})
         if self.device.type != "cpu":
             idle = [] if self.config.random_crop else ["vae"]
             idle += ["text_encoder", "text_encoder_2"] if self.parts.text_frozen else []
@@ -94,9 +101,12 @@ class Denoising:
             weights = weights * min_snr_weights(alphas, self.config.min_snr, self.prediction)
         noisy, timesteps = noisy.to(self.device), timesteps.to(self.device)
         target = target.to(self.device)
-        if samples[0].preserved:
+        if samples[0].preserved or samples[0].outlined:
             with self.parts.as_before():
-                target = self.predict(noisy, timesteps, samples)
+                before = self.predict(noisy, timesteps, samples).float()
+            subject = [self.outlines(sample) for sample in samples if sample.outlined]
+            inside = torch.stack(subject).to(self.device) if subject else None
+            target = before if inside is None else torch.where(inside, target, before)
         errors = sample_losses(self.predict(noisy, timesteps, samples), target)
         return (errors * weights.to(self.device)).sum()
 

@@ -39,6 +39,7 @@ from consist.training.photos import (
 )
 from consist.training.prior import Draw, class_photos
 from consist.training.recipe import (
+    BASE,
     CLASS_IMAGES,
     DREAMBOOTH,
     TEXTUAL_INVERSION,
@@ -184,15 +185,21 @@ def choose_albums(
     resolution, multiple = grid_of(config, model)
     sizes = bucket_sizes(resolution, multiple, config.buckets)
     shown = in_templates(photos, config) if config.token else photos
-    albums = [Album(name="instance", photos=shown, sizes=sizes, dropout=config.caption_dropout)]
+    subject = Album(
+        name="instance",
+        photos=shown,
+        sizes=sizes,
+        outlined=config.background == BASE,
+        dropout=config.caption_dropout,
+    )
     if not config.with_prior:
-        return albums
+        return [subject]
     drawn = config.prior == CLASS_IMAGES
     others = class_photos(config, model, watch) if drawn else described(photos, config.class_prompt)
     prior = Album(
         name="class", photos=others, sizes=sizes, weight=config.prior_weight, preserved=not drawn
     )
-    return [*albums, prior]
+    return [subject, prior]
 
 
 def grid_of(config: TrainConfig, model: Model) -> tuple[int, int]:

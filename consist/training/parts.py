@@ -17,7 +17,6 @@ from torch import nn
 
 from consist.models import DTYPES, Pipeline
 from consist.training.recipe import (
-    BASE_MODEL,
     DREAMBOOTH,
     LORA,
     TEXTUAL_INVERSION,
@@ -88,7 +87,7 @@ class Parts:
         cast_training_params(list(self.trained.values()), torch.float32)
 
     def _free_weights(self) -> None:
-        if self.config.with_prior and self.config.prior == BASE_MODEL:
+        if self.config.asks_base:
             for name, module in self.trained.items():
                 self.copies[name] = copy.deepcopy(module).to(self.dtype)
         for module in self.trained.values():
@@ -137,7 +136,7 @@ class Parts:
             ValueError: The weights themselves are trained, and no copy of them was kept.
         """
         if self.config.kind != LORA and not self.copies:
-            raise ValueError(f"prior {self.config.prior!r} keeps no copy of the base model")
+            raise ValueError("no copy of the base model was kept")
         self._leave()
         try:
             with torch.no_grad():

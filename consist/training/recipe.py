@@ -16,6 +16,7 @@ from consist.errors import ConsistError, unknown
 
 LORA, DREAMBOOTH, TEXTUAL_INVERSION = KINDS = ("lora", "dreambooth", "textual-inversion")
 NO_PRIOR, CLASS_IMAGES, BASE_MODEL = PRIORS = ("none", "images", "base")
+PHOTO, BASE = BACKGROUNDS = ("photo", "base")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
 SCHEDULES = (
     *("constant", "constant_with_warmup", "linear", "cosine"),
@@ -96,6 +97,7 @@ class TrainConfig:
     prior: str = NO_PRIOR  # of PRIORS: what keeps the class as it was
     prior_weight: float = 1.0  # lambda of arXiv:2208.12242, equation 2; 0 leaves the prior out
     class_images: int | None = None
+    background: str = PHOTO  # of BACKGROUNDS: what is learned where the subject is not
     min_snr: float | None = None  # gamma; None: all timesteps count alike
     caption_dropout: float = 0.0  # share of the subject's photos shown without a caption
     resolution: int | None = None  # pixels; photos of other shapes have as many
@@ -122,6 +124,7 @@ class TrainConfig:
         for name, known in (
             ("kind", KINDS),
             ("prior", PRIORS),
+            ("background", BACKGROUNDS),
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
@@ -175,6 +178,11 @@ class TrainConfig:
                 f"{self.kind} changes nothing but its word: it trains no text encoder, and what "
                 "else there is needs no prior"
             )
+        if self.background != PHOTO:
+            raise ConsistError(
+                f"{self.kind} changes nothing but its word, so what it learns of a background "
+                "cannot be left to the base model"
+            )
         if self.caption_dropout:
             raise ConsistError(
                 f"{self.kind} learns from captions that say its word; none of them can be left out"
@@ -190,6 +198,11 @@ class TrainConfig:
         """Where checkpoints lie, and what was computed once."""
         out = Path(self.out)
         return out.with_name(f"{out.stem if self.writes_file else out.name}.training")
+
+    @property
+    def asks_base(self) -> bool:
+        """Whether the model that there was before is asked while another is trained."""
+        return (self.with_prior and self.prior == BASE_MODEL) or self.background == BASE
 
     @property
     def with_prior(self) -> bool:

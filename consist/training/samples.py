@@ -25,6 +25,7 @@ class Sample:
     seed: int  # of its noise
     weight: float  # of its error in the loss of the step
     preserved: bool = False  # compared with the base model's answer, not with the noise
+    outlined: bool = False  # so compared where the subject is not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Album:
     sizes: list[tuple[int, int]]  # (width, height), pixels
     weight: float = 1.0  # of their mean error
     preserved: bool = False
+    outlined: bool = False
     dropout: float = 0.0  # share of samples whose caption is empty
 
     def draw(self, step: int, config: TrainConfig, timesteps: int) -> list[Sample]:
@@ -74,6 +76,7 @@ class Album:
             seed=seed,
             weight=self.weight / count,
             preserved=self.preserved,
+            outlined=self.outlined,
         )
 
 
@@ -86,8 +89,8 @@ def batches(samples: list[Sample], parts: int) -> list[list[Sample]]:
     """Samples that are computed together: of one size and kind, at most ``1 / parts`` of all."""
     room = -(-len(samples) // parts)
 
-    def kind(sample: Sample) -> tuple[int, int, bool]:
-        return sample.view.width, sample.view.height, sample.preserved
+    def kind(sample: Sample) -> tuple[int, int, bool, bool]:
+        return sample.view.width, sample.view.height, sample.preserved, sample.outlined
 
     groups = [list(group) for _, group in groupby(sorted(samples, key=kind), kind)]
     return [group[i : i + room] for group in groups for i in range(0, len(group), room)]
