@@ -40,6 +40,7 @@ from consist.protocol.known import (
 from consist.protocol.learners import LEARNERS, TOKEN, Learner, drawn_with
 from consist.protocol.standing import KEPT, plot, stand, write_standings
 from consist.report.curves import Curve, Panel, draw_curves
+from consist.run import RunFolder
 from consist.training.recipe import DREAMBOOTH, KINDS, LORA, SUITED, TEXTUAL_INVERSION
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "measure_training.py"
@@ -284,6 +285,25 @@ def test_a_course_is_measured_once(small, reader, model_for, known, monkeypatch)
     late = replace(small, at=(1, 2, 3), out=small.out)
     with pytest.raises(TypeError, match="not callable"):
         measure_learner(learner, known, late, reader, told.append)
+
+
+def test_what_is_learned_once_is_drawn_in_several_ways(small, reader, known, monkeypatch):
+    ways = {"": {}, "twice": {"lora_negative": 0.5}}
+    learner = Learner(name="lora", kind=LORA, settings={"rank": 4}, drawings=ways)
+    trained, finetune = [], course_module.finetune
+    monkeypatch.setattr(
+        course_module, "finetune", lambda config: trained.append(finetune(config)) or trained[-1]
+    )
+    entries = measure_learner(learner, known, small, reader, str)
+    assert [(one.name, one.steps) for one in entries] == [
+        *(("lora", 1), ("lora, twice", 1)),
+        *(("lora", 2), ("lora, twice", 2)),
+    ]
+    assert len(set(trained)) == 1
+    folder = small.folder(known)
+    runs = [RunFolder(path.parent) for path in sorted(folder.glob("*.training/*/run.json"))]
+    asked = {run.path.name: run.read_config().lora_negative for run in runs}
+    assert asked.items() >= {"drawn-00001": 1.0, "drawn-00001-twice": 0.5}.items()
 
 
 def test_other_settings_have_other_folders(small, known):

@@ -150,18 +150,18 @@ def measure_learner(
     words = learner.words(course.identifier, known.noun)
     entries = []
     for steps in course.at:
-        folder = RunFolder(config.work_folder / f"drawn-{steps:05d}")
-        if not (folder.path / COSTS).exists():
-            tell(f"{known.name}: {learner.name}, {steps} steps")
-            check_order(config, steps)
-            finetune(replace(config, steps=steps))
-            run = course.run(
-                known, words, course.class_pictures, batch_size=BATCH, **drawn_with(config)
-            )
-            generate(run, folder.path)
-            text = json.dumps(costs_of(config))
-            write_atomically(folder.path / COSTS, methodcaller("write", text.encode()))
-        entries.append(read(learner.name, steps, known, folder, reader))
+        for way, fields in learner.drawings.items():
+            name = f"{learner.name}, {way}" if way else learner.name
+            folder = RunFolder(config.work_folder / slug(f"drawn-{steps:05d} {way}"))
+            if not (folder.path / COSTS).exists():
+                tell(f"{known.name}: {name}, {steps} steps")
+                check_order(config, steps)
+                finetune(replace(config, steps=steps))
+                given = {**drawn_with(config), **fields, "batch_size": BATCH}
+                generate(course.run(known, words, course.class_pictures, **given), folder.path)
+                text = json.dumps(costs_of(config))
+                write_atomically(folder.path / COSTS, methodcaller("write", text.encode()))
+            entries.append(read(name, steps, known, folder, reader))
     return entries
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from consist.training.recipe import (
+    BASE,
     BASE_MODEL,
     CLASS_IMAGES,
     DREAMBOOTH,
@@ -20,6 +21,7 @@ from consist.training.recipe import (
 )
 
 TOKEN = "<subject>"  # the word of Textual Inversion
+PLAIN: Mapping[str, Mapping[str, Any]] = {"": {}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,8 @@ class Learner:
     name: str  # unlike that of every other
     kind: str  # of consist.training.recipe.KINDS
     settings: Mapping[str, Any] = field(default_factory=dict)  # further fields of TrainConfig
+    # ways to draw with what is learned, by what they are called: further fields of RunConfig
+    drawings: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: PLAIN)
 
     @property
     def out_name(self) -> str:
@@ -60,8 +64,11 @@ class Learner:
         return TrainConfig(kind=self.kind, photos=str(photos), **given)
 
 
+# guidance that leads away from a model with a quarter of the LoRA, and with less contrast
+WAYS = {**PLAIN, "steered": {"lora_negative": 0.25, "guidance_rescale": 0.7}}
 LEARNERS = (
-    Learner(name="lora", kind=LORA),
+    Learner(name="lora", kind=LORA, drawings=WAYS),
+    Learner(name="lora, subject alone", kind=LORA, settings={"background": BASE}, drawings=WAYS),
     Learner(name="lora, class images", kind=LORA, settings={"prior": CLASS_IMAGES}),
     Learner(name="lora, base model", kind=LORA, settings={"prior": BASE_MODEL}),
     Learner(name="dreambooth", kind=DREAMBOOTH),
