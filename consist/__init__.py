@@ -14,6 +14,7 @@ _PUBLIC = {
     "OnePrompt": "consist.methods.one_prompt",
     "StoryDiffusion": "consist.methods.storydiffusion",
     "StyleAligned": "consist.methods.stylealigned",
+    "weak_unconditional": "consist.steering",
     "find_subject": "consist.phrases",
     "encode_prompts": "consist.prompting",
     "identity_tokens": "consist.prompting",

@@ -26,6 +26,11 @@ def weak_unconditional(pipe: Any, weight: float) -> Iterator[None]:
     What a layer gives is linear in its weights, so its outputs with and without the LoRA are mixed
     in their place. LoRAs of a text encoder count in full. Nothing changes without guidance.
 
+    ```python
+    with consist.weak_unconditional(pipe, 0.25):
+        pipe("a xyz cat in Paris", guidance_rescale=0.7)
+    ```
+
     Args:
         pipe: A pipeline that tells ``do_classifier_free_guidance``, with LoRAs or not. Batches have
             the unconditional half first, as diffusers stacks them.

@@ -51,9 +51,18 @@ def test_what_is_opaque_is_the_subject(cut_out, tiny):
     assert torch.equal(flipped, found.flip(-1))
 
 
-def test_only_the_subject_has_an_error_at_first(cut_out, tiny):
+@pytest.mark.parametrize(
+    ("kind", "out", "text_encoder"),
+    [
+        ("lora", "cat.safetensors", False),
+        ("lora", "cat.safetensors", True),
+        ("dreambooth", "cat", False),
+    ],
+)
+def test_only_the_subject_has_an_error_at_first(cut_out, tiny, kind, out, text_encoder):
     """Nothing is learned yet, so that around it the base model agrees with itself."""
-    denoising, _ = denoising_of(config_of(cut_out, background="base"), tiny)
+    config = config_of(cut_out, kind, out, background="base", text_encoder=text_encoder)
+    denoising, _ = denoising_of(config, tiny)
     sample = sample_of(denoising.albums[0].photos[0])
     found = denoising.loss([sample]).item()
     source = torch.Generator().manual_seed(sample.seed)
