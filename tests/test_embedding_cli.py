@@ -96,7 +96,9 @@ def test_runs_without_words_keep_their_folders():
 
 def test_pivotal_gives_both_files_and_goes_on(photos):
     command = ("train", "pivotal", photos, *WORD, *SHORT, "--word-steps", 1, "--rank", 2)
-    command += ("--caption-dropout", 0.2)  # of the LoRA: a word is learned from captions
+    # of the LoRA: a word is learned from captions, and changes nothing else
+    command += ("--caption-dropout", 0.2, "--prior", "none")
+    command += ("--background", "base", "--class-prompt", "a cat")
     command += ("--sample-prompt", "a <my-cat> in paris", "--sample-every", 1)
     for _ in range(2):
         result = run(*command, "--out", "cat.safetensors")
@@ -109,8 +111,10 @@ def test_pivotal_gives_both_files_and_goes_on(photos):
     record = json.loads(Path("cat.training", "training.json").read_text())
     assert record["config"]["embedding"] == "cat-word.safetensors"
     assert record["config"]["caption_dropout"] == 0.2
+    assert record["config"]["background"] == "base"
     assert {photo["caption"] for photo in record["photos"]} == {"a <my-cat>"}
     files = ("--lora", "cat.safetensors", "--embedding", "cat-word.safetensors")
+    files += ("--lora-negative", 0.25)
     drawn = run("batch", "a <my-cat> in paris", "--steps", 1, *files, "--out", "both")
     assert drawn.exit_code == 0, drawn.output
 
