@@ -14,6 +14,8 @@ from consist.errors import ConsistError
 
 MAX_SEED = 2**63 - 1
 DEFAULT_METHOD = "matched"
+# settings of a run that are told where they are others than these
+SELDOM = {"guidance_rescale": 0.0, "lora_negative": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from typing import IO, Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from consist.config import RunConfig
+from consist.config import SELDOM, RunConfig
 from consist.errors import ConsistError
 
 FORMAT = 1
@@ -145,9 +145,9 @@ def identity(config: RunConfig) -> dict[str, Any]:
     settings = {**config.to_json(), "compare": False, "cache": bool(config.cache)}
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     # what came late is told where it was asked for: other runs keep the folders that they had
-    late = ("anchor_", "cache", "embeddings", "guidance_rescale")
+    late = ("anchor_", "cache", "embeddings")
     untold = {name for name, value in plain.items() if name.startswith(late) and not value}
-    untold |= {"lora_negative"} if config.lora_negative == 1 else set()
+    untold |= {name for name, value in SELDOM.items() if plain[name] == value}
     return {name: value for name, value in plain.items() if name not in untold}
 
 

@@ -1,5 +1,6 @@
 """The half that guidance leads away from, with less of the LoRAs."""
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
@@ -134,7 +135,9 @@ def test_a_run_is_drawn_with_less_of_a_lora_in_the_negative(lora, tmp_path, meth
     assert all(largest_difference(*pair) > 8 for pair in zip(plain, weak, strict=True))
 
 
-def test_contrast_is_taken_back_as_diffusers_does(lora, tmp_path):
-    plain = draw(lora, tmp_path / "plain")
-    rescaled = draw(lora, tmp_path / "rescaled", guidance_rescale=0.7)
-    assert all(largest_difference(*pair) > 8 for pair in zip(plain, rescaled, strict=True))
+def test_contrast_is_taken_back(lora, tmp_path):
+    """Shares of it draw between nothing and all: diffusers mixes the two."""
+    drawn = [draw(lora, tmp_path / str(part), guidance_rescale=part) for part in (0, 0.5, 1)]
+    contrasts = [[np.std(image) for image in images] for images in drawn]
+    for plain, half, whole in zip(*contrasts, strict=True):
+        assert whole < half < plain

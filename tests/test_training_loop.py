@@ -8,30 +8,25 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from trainings import assert_same, config_of, fresh, last_tensors, model_of, seeded
+from trainings import (
+    CPU,
+    assert_same,
+    config_of,
+    denoising_of,
+    fresh,
+    last_tensors,
+    model_of,
+    seeded,
+)
 
 from consist.errors import ConsistError
 from consist.models import Defaults, Model, load
 from consist.training import checkpoints, encoding
 from consist.training.denoising import Denoising
-from consist.training.finetune import choose_albums, choose_photos, finetune
-from consist.training.parts import Parts
+from consist.training.finetune import finetune
 from consist.training.photos import View
 from consist.training.recipe import differences, remedies
 from consist.training.samples import batches, share
-
-CPU = torch.device("cpu")
-
-
-def denoising_of(config, pipe):
-    """What the loop would ask, and the parts that it would train."""
-    model = model_of(pipe)(config, CPU)
-    resolved = config.suited_to("sd")
-    albums = choose_albums(resolved, model, choose_photos(config), lambda done, count: None)
-    parts = Parts(model.pipe, resolved)
-    denoising = Denoising(parts, albums, config.work_folder / "latents", CPU)
-    denoising.prepare()
-    return denoising, parts
 
 
 @pytest.fixture(autouse=True)

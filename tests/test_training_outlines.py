@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from test_training_loop import denoising_of
-from trainings import config_of
+from trainings import config_of, denoising_of
 
 from consist.diffusion import diffuse
 from consist.errors import ConsistError

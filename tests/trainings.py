@@ -10,7 +10,12 @@ from consist.cli import app
 from consist.models import Defaults, Model
 from consist.training import checkpoints
 from consist.training.checkpoints import read_checkpoint
+from consist.training.denoising import Denoising
+from consist.training.finetune import choose_albums, choose_photos
+from consist.training.parts import Parts
 from consist.training.recipe import TrainConfig
+
+CPU = torch.device("cpu")
 
 
 def draw_photos(folder):
@@ -58,3 +63,14 @@ def assert_same(one, other):
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
+
+
+def denoising_of(config, pipe):
+    """What the loop would ask, and the parts that it would train."""
+    model = model_of(pipe)(config, CPU)
+    resolved = config.suited_to("sd")
+    albums = choose_albums(resolved, model, choose_photos(config), lambda done, count: None)
+    parts = Parts(model.pipe, resolved)
+    denoising = Denoising(parts, albums, config.work_folder / "latents", CPU)
+    denoising.prepare()
+    return denoising, parts

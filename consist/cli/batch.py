@@ -110,7 +110,7 @@ def batch(
         float,
         typer.Option(
             help="Share of the LoRAs in what guidance leads away from; less than 1 makes a trained "
-            "subject more alike, 0.5 is a good begin."
+            "subject more alike, 0.25 is a good start."
         ),
     ] = 1.0,
     embedding: Annotated[

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from consist.cli.console import err, out, plain_failures, say
+from consist.config import SELDOM
 
 if TYPE_CHECKING:
     from consist.subject import Subject
@@ -88,8 +89,8 @@ def show_recipe(subject: Subject) -> None:
     for path in subject.pictures:
         say(f"given picture  {path}")
     names = ("model", "method", "steps", "guidance", "width", "height", "scheduler", "loras")
-    for name in (*names, "guidance_rescale", "lora_negative", "embeddings", "negative"):
+    for name in (*names, *SELDOM, "embeddings", "negative"):
         value = getattr(config, name)
-        if value and (name != "lora_negative" or value != 1):
+        if value and value != SELDOM.get(name):
             say(f"{name}  {json.dumps(value) if isinstance(value, dict) else value}")
     say("drawn with  " + ", ".join(f"{name} {number}" for name, number in subject.versions.items()))

@@ -11,9 +11,10 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from consist.config import SELDOM
 from consist.report.html import Html, tag
 from consist.report.plots import draw_plots
-from consist.report.runs import SELDOM, Group, Run, all_runs, gather_stories, ranking, title
+from consist.report.runs import Group, Run, all_runs, gather_stories, ranking, title
 from consist.report.sets import draw_sets
 from consist.report.tables import draw_comparison, draw_scores
 from consist.report.text import MIN_SETS, count, gather, listed, number, plain, verdict

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from consist.config import SELDOM
 from consist.errors import ConsistError
 from consist.intervals import Interval
 from consist.report.text import number, plain
@@ -25,8 +26,6 @@ from consist.scores import (
     summarize,
 )
 
-# settings of runs that are told where they are others than these
-SELDOM = {"guidance_rescale": 0.0, "lora_negative": 1.0}
 MAX_SETS = 24  # whose pictures are shown: a third each of the best, the median and the worst
 
 

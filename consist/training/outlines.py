@@ -47,6 +47,7 @@ class Outlines:
         self.alphas = alphas
         self.prediction = prediction
         self.found: dict[str, Image.Image] = {}  # by the digests of photos, mode L
+        self.kept: dict[tuple[str, View], Tensor] = {}  # of views of the middle
 
     def find(self, album: Album, class_prompt: str) -> None:
         """Finds the subject in all photos.
@@ -73,8 +74,16 @@ class Outlines:
 
     def __call__(self, sample: Sample) -> Tensor:
         """Where the subject is in the latents of a sample: bool ``(1, h, w)`` on the CPU."""
-        view, factor = sample.view, self.pipe.vae_scale_factor
-        shown = np.array(cut(self.found[sample.photo.digest], view), dtype=np.float32) / 255
+        key = sample.photo.digest, sample.view
+        if (sample.view.x, sample.view.y) != (0.5, 0.5):
+            return self._cut(*key)
+        if key not in self.kept:
+            self.kept[key] = self._cut(*key)
+        return self.kept[key]
+
+    def _cut(self, digest: str, view: View) -> Tensor:
+        factor = self.pipe.vae_scale_factor
+        shown = np.array(cut(self.found[digest], view), dtype=np.float32) / 255
         grid = view.height // factor, view.width // factor
         share = F.interpolate(torch.from_numpy(shown)[None, None], grid, mode="area")
         return rearrange(share > COVERED, "1 1 h w -> 1 h w")
@@ -83,26 +92,22 @@ class Outlines:
     def _look(self, photo: Photo, class_prompt: str, width: int, height: int) -> Image.Image:
         """What a model sees of its class in a whole photo, which is pressed into a size."""
         clean = encode(self.pipe, [photo.read().resize((width, height), Image.Resampling.LANCZOS)])
-        view, source = View(width=width, height=height), torch.Generator().manual_seed(0)
+        asked = Sample(
+            photo=replace(photo, caption=class_prompt),
+            view=View(width=width, height=height),
+            timestep=0,
+            seed=0,
+            weight=1.0,
+        )
+        unasked = replace(asked, photo=replace(photo, caption=""))
+        device, source = self.pipe.unet.device, torch.Generator().manual_seed(0)
         differences = []
         for share in NOISES:
-            timestep = torch.tensor([int(share * len(self.alphas))] * 2)
+            timesteps = torch.tensor([int(share * len(self.alphas))])
             noise = torch.randn(clean.shape, generator=source)
-            noisy, _ = diffuse(clean.cpu(), noise, self.alphas[timestep[:1]], self.prediction)
-            samples = [
-                Sample(
-                    photo=replace(photo, caption=caption),
-                    view=view,
-                    timestep=int(timestep[0]),
-                    seed=0,
-                    weight=1.0,
-                )
-                for caption in (class_prompt, "")
-            ]
-            device = self.pipe.unet.device
-            said, unsaid = self.ask(
-                torch.cat([noisy] * 2).to(device), timestep.to(device), samples
-            ).float()
+            noisy, _ = diffuse(clean.cpu(), noise, self.alphas[timesteps], self.prediction)
+            pair = torch.cat([noisy] * 2).to(device), timesteps.repeat(2).to(device)
+            said, unsaid = self.ask(*pair, [asked, unasked]).float()
             differences.append((said - unsaid).cpu())
         outline = outline_of(torch.stack(differences))
         if not outline.any():
