@@ -1,16 +1,17 @@
-"""Measures the reader itself: on new pictures as drawn, and as the autoencoder gives them back.
+"""Measures the reader itself: on new pictures as drawn, through the autoencoder, and drawn again.
 
-python scripts/check_reader.py [--pictures 2000] [--noise 0.2] [--reader FILE]
+python scripts/check_reader.py [--pictures 2000] [--noise 0.2] [--reader FILE] [--model mini]
 
-Prints accuracy and calibration error per attribute. Pictures are drawn from seeds that training
-never used, the pairs of subject and scene that training leaves out included.
+Prints accuracy and calibration error per attribute. What is drawn again is noised and denoised by
+the UNet, to captions that name much (``consist.mini.redrawing``). Pictures are drawn from seeds
+that training never used, the pairs of subject and scene that training leaves out included.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
@@ -25,9 +26,19 @@ from rich.table import Table
 from consist.metrics import expected_calibration_error, mask_overlap
 from consist.mini.autoencoder import to_pixels
 from consist.mini.reader import VIEWS, WEIGHTS, Reading, Value, load_reader
-from consist.mini.world import HELD_OUT, Drawing, Picture, draw, sample_picture
-from consist.models import load
+from consist.mini.redrawing import Redrawer
+from consist.mini.world import (
+    GENEROUS,
+    HELD_OUT,
+    Drawing,
+    Picture,
+    caption,
+    draw,
+    sample_picture,
+)
+from consist.models import MINI, Pipeline, load
 
+Change = Callable[[int, torch.Tensor], torch.Tensor]  # a picture's number and latents: others
 Marks = dict[str, list[tuple[float, bool]]]  # by head: confidence and whether it was right
 
 
@@ -40,15 +51,18 @@ def main() -> None:
     args = parser.parse_args()
 
     reader = load_reader(path=args.reader)
-    vae = load(args.model, "cpu", "float32").pipe.vae
+    pipe = load(args.model, "cpu", "float32").pipe
     pictures = [new_picture(index) for index in range(args.pictures)]
     drawings = [draw(picture) for picture in pictures]
     drawn = [drawing.image for drawing in drawings]
-    table = Table("read", "as drawn", "ECE", "round trip", "ECE", box=None)
-    columns = [
-        marks_of(pictures, drawings, reader.read(images))
-        for images in (drawn, list(round_trips(vae, drawn, args.noise)))
-    ]
+    shown = {
+        "as drawn": drawn,
+        "round trip": list(round_trips(pipe.vae, drawn, shaking(args.noise))),
+    }
+    if args.model == MINI:
+        shown["drawn again"] = list(round_trips(pipe.vae, drawn, redrawing(pipe, pictures)))
+    table = Table("read", *(title for name in shown for title in (name, "ECE")), box=None)
+    columns = [marks_of(pictures, drawings, reader.read(images)) for images in shown.values()]
     for head in columns[0]:
         cells = [cell for column in columns for cell in (accuracy(column[head]), ece(column[head]))]
         table.add_row(head, *cells)
@@ -71,16 +85,30 @@ def new_picture(index: int) -> Picture:
 
 
 def round_trips(
-    vae: AutoencoderTiny | AutoencoderKL, images: Sequence[Image.Image], noise: float
+    vae: AutoencoderTiny | AutoencoderKL, images: Sequence[Image.Image], change: Change
 ) -> Iterator[Image.Image]:
-    """The pictures through the autoencoder, with noise on the latents."""
-    source = torch.Generator().manual_seed(0)
-    for image in images:
+    """The pictures through the autoencoder, their latents changed on the way."""
+    for number, image in enumerate(images):
         with torch.no_grad():
             latents = encode(vae, to_pixels(np.asarray(image)[None], torch.device("cpu")))
-            shaken = latents + noise * torch.randn(latents.shape, generator=source)
-            pixels = vae.decode(shaken / vae.config.scaling_factor).sample[0].clamp(-1, 1)
+            changed = change(number, latents)
+            pixels = vae.decode(changed / vae.config.scaling_factor).sample[0].clamp(-1, 1)
         yield Image.fromarray(((pixels + 1) * 127.5).byte().permute(1, 2, 0).numpy())
+
+
+def shaking(noise: float) -> Change:
+    """Adds so much noise."""
+    source = torch.Generator().manual_seed(0)
+    return lambda _, latents: latents + noise * torch.randn(latents.shape, generator=source)
+
+
+def redrawing(pipe: Pipeline, pictures: Sequence[Picture]) -> Change:
+    """Draws again to what captions say that name much of a picture."""
+    redraw = Redrawer(pipe.tokenizer, pipe.text_encoder, pipe.unet)
+    source, rng = torch.Generator().manual_seed(0), Random(0)
+    return lambda number, latents: redraw(
+        latents, [caption(pictures[number], rng, GENEROUS)], source
+    )
 
 
 def encode(vae: AutoencoderTiny | AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 from consist.errors import ConsistError
-from consist.mini.architecture import build_vae
-from consist.mini.autoencoder import Album, draw_pictures, picture
+from consist.mini.architecture import build_scheduler, build_vae
+from consist.mini.autoencoder import draw_pictures, encode, picture
 from consist.mini.fitting import Recipe, Session
 from consist.mini.reader import (
     ATTRIBUTES,
@@ -23,8 +24,18 @@ from consist.mini.reader import (
     find_subjects,
     load_reader,
 )
-from consist.mini.reading import best_temperature, blurred, labels_of, losses, save_reader, views_of
-from consist.mini.world import Picture, draw, sample_picture
+from consist.mini.reading import (
+    Blur,
+    best_temperature,
+    labels_of,
+    losses,
+    save_reader,
+    views_of,
+)
+from consist.mini.redrawing import Redrawer, roots
+from consist.mini.train import load_parts
+from consist.mini.world import Picture, caption, draw, sample_picture
+from consist.models import MINI_FOLDER
 
 CPU = torch.device("cpu")
 
@@ -92,6 +103,26 @@ def test_subjects_are_read_under_their_own_mask():
     )
 
 
+def test_a_picture_and_its_mirror_image_are_read_alike():
+    reader, images = (
+        load_reader(),
+        [draw(sample_picture(Random(f"mirror-{i}"))).image for i in (0, 1)],
+    )
+    for one, other in zip(
+        reader.read(images), reader.read([ImageOps.mirror(image) for image in images]), strict=True
+    ):
+        assert one.scene.name == other.scene.name
+        assert one.scene.confidence == pytest.approx(other.scene.confidence, abs=1e-4)
+        assert len(one.subjects) == len(other.subjects) > 0
+        for subject, mirrored in zip(one.subjects, other.subjects, strict=True):
+            assert np.mean(subject.mask != mirrored.mask[:, ::-1]) < 1e-3
+            for name, value in subject.attributes.items():
+                assert value.name == mirrored.attributes[name].name
+                assert value.confidence == pytest.approx(
+                    mirrored.attributes[name].confidence, abs=1e-4
+                )
+
+
 def test_temperature_repairs_logits_that_are_too_sure():
     source = torch.Generator().manual_seed(0)
     logits = torch.randn(4000, 5, generator=source)
@@ -109,17 +140,19 @@ def session(folder, **recipe):
     return Session(Path(folder), Recipe(warmup=5, **recipe), CPU, lambda *a: None, 0.0)
 
 
+def blur(folder, album, redraw=lambda clean, *rest: clean, **recipe):
+    vae, latents = build_vae().eval(), torch.zeros(24, 8, 16, 16)
+    return Blur(session(folder, **recipe), album, latents, vae, redraw)
+
+
 def test_learns_what_it_is_shown(album, tmp_path):
     torch.manual_seed(0)
-    vae, latents = build_vae().eval(), torch.zeros(24, 8, 16, 16)
-    work, net = session(tmp_path, reader_batch=12), ReaderNet()
+    shown, net = blur(tmp_path, album, reader_batch=12), ReaderNet()
     indices = list(range(12))
-    pixels, masks = blurred(
-        work, Album(album.pixels, album.masks), latents, vae, indices, Random(0)
-    )
+    pixels, masks = shown(indices, Random(0))
 
     def loss():
-        parts = losses(work, net, pixels, masks, indices)
+        parts = losses(shown.session, net, pixels, masks, indices)
         assert set(parts) == {*VIEWS, *HEADS, "outlines"}
         return sum(parts.values())
 
@@ -133,13 +166,70 @@ def test_learns_what_it_is_shown(album, tmp_path):
 
 
 def test_round_trips_keep_shape_range_and_masks(album, tmp_path):
-    vae, latents = build_vae().eval(), torch.zeros(24, 8, 16, 16)
-    pixels, masks = blurred(session(tmp_path), album, latents, vae, [0, 1, 2, 3], Random(0))
+    pixels, masks = blur(tmp_path, album)([0, 1, 2, 3], Random(0))
     assert pixels.shape == (4, 3, 128, 128)
     assert masks.shape == (4, 2, 32, 32)
     assert pixels.abs().max() < 2
     for i in range(4):
         assert (masks[i, 1].max() > 0) == (len(picture(i).figures) == 2)
+
+
+def test_half_of_the_round_trips_are_drawn_again(album, tmp_path):
+    asked = []
+
+    def redraw(clean, captions, generator):
+        assert len(clean) == len(captions)
+        asked.extend(captions)
+        return clean
+
+    shown = blur(tmp_path, album, redraw)
+    for seed in range(20):
+        shown(list(range(24)), Random(seed))
+    assert len(asked) / (20 * 24) == pytest.approx(0.5 * 0.4, abs=0.04)
+
+
+class Knowing(torch.nn.Module):
+    """A UNet that knows what is under the noise."""
+
+    def __init__(self, clean):
+        super().__init__()
+        self.clean = clean
+        self.alphas = build_scheduler().alphas_cumprod
+        self.seen = []
+
+    def forward(self, noisy, timesteps, context):
+        assert len(context) == len(noisy) == len(timesteps)
+        self.seen.append(timesteps)
+        signal, sigma = roots(self.alphas[timesteps])
+        noise = (noisy - signal * self.clean) / sigma
+        return SimpleNamespace(sample=signal * noise - sigma * self.clean)
+
+
+def test_a_model_that_knows_a_picture_draws_it_again():
+    parts = load_parts(MINI_FOLDER)
+    unet = Knowing(torch.randn(40, 8, 16, 16, generator=torch.Generator().manual_seed(0)))
+    redraw = Redrawer(parts.tokenizer, parts.encoder, unet)
+    drawn = redraw(unet.clean, ["a cat"] * 40, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn, unet.clean, atol=1e-4, rtol=1e-4)
+    first, second = unet.seen
+    assert 100 <= first.min() < 150 < 450 < first.max() < 500
+    torch.testing.assert_close(second, first // 2, atol=1, rtol=0)
+
+
+def test_what_is_drawn_again_is_the_picture_and_follows_its_seed(album, tmp_path):
+    parts, indices = load_parts(MINI_FOLDER), list(range(8))
+    clean = encode(parts.vae, album.pixels[indices], session(tmp_path))
+    redraw = Redrawer(parts.tokenizer, parts.encoder, parts.unet)
+
+    def again(seed):
+        captions = [caption(picture(index), Random(seed)) for index in indices]
+        return redraw(clean, captions, torch.Generator().manual_seed(seed))
+
+    drawn = again(0)
+    assert torch.equal(drawn, again(0))
+    assert not torch.equal(drawn, again(1))
+    near = (drawn - clean).square().mean()
+    assert 0 < near < 0.3 * (drawn - clean.roll(1, 0)).square().mean()
 
 
 def test_reads_pictures_of_any_size_after_a_round_trip_to_disk(tmp_path):

@@ -1,10 +1,13 @@
 """Training `mini`: exact to resume, right in its formulas, whole from end to end at toy length."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
@@ -245,7 +248,7 @@ def test_trains_from_nothing_to_a_pipeline_in_two_goes(tmp_path):
 
 
 def test_begins_with_given_weights_and_keeps_its_eyes(tmp_path):
-    recipe = Recipe(pictures=64, unet_steps=1, unet_batch=2)
+    recipe = Recipe(pictures=64, unet_steps=1, unet_batch=2, reader_steps=0)
     folder = train(tmp_path, recipe, CPU, lambda *a: None, MINI_FOLDER)
     before, after = (StableDiffusionPipeline.from_pretrained(f) for f in (MINI_FOLDER, folder))
     vaes = zip(before.vae.parameters(), after.vae.parameters(), strict=True)
@@ -256,6 +259,16 @@ def test_begins_with_given_weights_and_keeps_its_eyes(tmp_path):
     assert (folder / "reader.safetensors").read_bytes() == WEIGHTS.read_bytes()
     configs = [path.read_text() for path in folder.rglob("*.json")]
     assert not any(str(MINI_FOLDER) in config for config in configs)
+
+
+def test_a_reader_learns_on_beside_a_model_that_stays(tmp_path):
+    recipe = Recipe(pictures=64, unet_steps=0, reader_steps=1, reader_batch=2, warmup=1)
+    folder = train(tmp_path, recipe, CPU, lambda *a: None, MINI_FOLDER)
+    old, new = (load_file(file) for file in (WEIGHTS, folder / "reader.safetensors"))
+    moved = torch.cat([(new[name].float() - old[name].float()).flatten() for name in old])
+    assert 0 < moved.abs().median() < 0.01  # one step away
+    unet = Path("unet", "diffusion_pytorch_model.safetensors")
+    assert (folder / unet).read_bytes() == (MINI_FOLDER / unet).read_bytes()
 
 
 def test_begins_with_nothing_else(tmp_path, sd_pipe):

@@ -27,7 +27,13 @@ def train_mini(
     minutes: Annotated[
         float, typer.Option(help="Stop, with a checkpoint, after so long.")
     ] = math.inf,
-    steps: Annotated[int | None, typer.Option(help="Steps of the denoiser.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the denoiser; 0 leaves it as it is.", min=0)
+    ] = None,
+    reader_steps: Annotated[
+        int | None,
+        typer.Option(help="Steps of the reader, which --start keeps as it is without.", min=1),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
     pictures: Annotated[
         int | None, typer.Option(help="Pictures to draw and to learn from.", min=1)
@@ -49,6 +55,7 @@ def train_mini(
             "minutes": minutes,
             "unet_steps": steps,
             "unet_batch": batch_size,
+            "reader_steps": 0 if origin is not None and reader_steps is None else reader_steps,
             "pictures": pictures,
         }
         recipe = Recipe(**{name: value for name, value in given.items() if value is not None})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from functools import cache
 from multiprocessing import get_context
 from random import Random
 
@@ -20,7 +21,7 @@ from consist.diffusion import diffuse
 from consist.mini.architecture import LATENT_SIZE, build_scheduler
 from consist.mini.autoencoder import Album, picture
 from consist.mini.fitting import Session, is_fast_in_half
-from consist.mini.world import GENEROUS, caption, draw_details
+from consist.mini.world import GENEROUS, Picture, caption, draw_details
 
 SUBJECT_WEIGHT = 4.0  # added to 1 on a subject without noise
 DETAIL_WEIGHT = 10.0  # and to that on its patterns, accessories and features
@@ -93,20 +94,23 @@ def train_unet(
     if session.device.type == "cpu":
         use_fast_cpu_attention(unet)
     recipe = session.recipe
-    # all at hand, and where they are used: on a GPU a step is over before a batch is looked up
-    pictures = [picture(index) for index in range(len(latents))]
-    alphas, latents, extra = (
-        x.to(session.device)
-        for x in (build_scheduler().alphas_cumprod, latents, extra_weights(album.masks))
-    )
+    alphas = build_scheduler().alphas_cumprod.to(session.device)
+
+    @cache
+    def at_hand() -> tuple[list[Picture], Tensor, Tensor]:
+        # where they are used: on a GPU a step is over before a batch is looked up
+        pictures = [picture(index) for index in range(len(latents))]
+        extra = extra_weights(album.masks).to(session.device)
+        return pictures, latents.to(session.device), extra
 
     def loss(step: int) -> Tensor:
+        pictures, packed, extra = at_hand()
         rng = session.random("unet", step)
         source = session.noise_source(rng)
         indices = [rng.randrange(len(latents)) for _ in range(recipe.unet_batch)]
         captions = [caption(pictures[index], rng, GENEROUS) for index in indices]
         texts = [text if rng.random() > UNCONDITIONAL else "" for text in captions]
-        clean = latents[indices].float()
+        clean = packed[indices].float()
         noise = torch.randn(clean.shape, generator=source, device=session.device)
         timesteps = stratified_timesteps(len(indices), len(alphas), source)
         noisy, target = diffuse(clean, noise, alphas[timesteps], "v_prediction")

@@ -41,7 +41,7 @@ class Recipe:
     unet_steps: int = 14_000
     unet_batch: int = 48
     unet_lr: float = 1e-3
-    reader_steps: int = 4_200
+    reader_steps: int = 4_200  # 0 keeps the reader that one starts with
     reader_batch: int = 48
     reader_lr: float = 2e-3
     warmup: int = 200

@@ -8,7 +8,7 @@ measured by ``scripts/check_reader.py``. It must not know prompts, runs or metho
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +106,11 @@ def _stage(before: int, width: int) -> nn.Sequential:
     return nn.Sequential(halve, Residual(width), Residual(width))
 
 
+# the fine map (n, WIDTH, h/4, w/4), a vector per picture (n, 160 + WIDTH), and the logits of
+# background and classes (n, 1 + classes, h/4, w/4)
+Look = tuple[Tensor, Tensor, Tensor]
+
+
 class ReaderNet(nn.Module):
     """The network: outlines by class at a quarter of the size, then attributes under an outline."""
 
@@ -129,13 +134,8 @@ class ReaderNet(nn.Module):
         )
         self.register_buffer("temperatures", torch.ones(len(VIEWS) + len(HEADS)))
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Looks at pictures ``(n, 3, h, w)`` in -1..1.
-
-        Returns:
-            The fine map ``(n, WIDTH, h/4, w/4)``, a vector per picture ``(n, 160 + WIDTH)``, and
-            the logits of background and classes ``(n, 1 + classes, h/4, w/4)``.
-        """
+    def forward(self, pixels: Tensor) -> Look:
+        """Looks at pictures ``(n, 3, h, w)`` in -1..1."""
         fine = self.fine(pixels)
         middle = self.middle(fine)
         coarse = self.coarse(middle)
@@ -143,6 +143,11 @@ class ReaderNet(nn.Module):
         fine = self.join_fine(fine + _double(self.to_fine(middle)))
         whole = torch.cat([coarse.mean((2, 3)), fine.mean((2, 3))], 1)
         return fine, whole, self.outlines(fine)
+
+    def looks(self, pixels: Tensor) -> list[Look]:
+        """What is seen in pictures, and in their mirror images: the world has both."""
+        fine, whole, outlines = self(pixels.flip(3))
+        return [self(pixels), (fine.flip(3), whole, outlines.flip(3))]
 
     def view_logits(self, whole: Tensor) -> dict[str, Tensor]:
         """Scene and style, from the vectors of pictures."""
@@ -155,6 +160,12 @@ class ReaderNet(nn.Module):
         most = (fine + 20 * (masks[:, None] - 1)).amax((2, 3))
         found = torch.cat([mean, most, whole[:, :160], _geometry(masks)], 1)
         return _split(self.attributes(found), HEADS)
+
+
+def mean_logits(looks: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each head over all looks."""
+    parts = list(looks)
+    return {head: torch.stack([part[head] for part in parts]).mean(0) for head in parts[0]}
 
 
 def _geometry(masks: Tensor) -> Tensor:
@@ -220,14 +231,18 @@ class Reader:
         return rearrange(pixels, "n h w c -> n c h w") / 127.5 - 1
 
     def _read(self, images: Sequence[Image.Image]) -> list[Reading]:
-        fine, whole, outlines = self.net(self._pixels(images))
-        views = self._values(self.net.view_logits(whole), 0)
+        looks = self.net.looks(self._pixels(images))
+        views = self._values(mean_logits(self.net.view_logits(whole) for _, whole, _ in looks), 0)
+        outlines = torch.stack([outlines for _, _, outlines in looks]).mean(0)
         found = [find_subjects(one.softmax(0)) for one in outlines]
         owner = [i for i, masks in enumerate(found) for _ in masks]
         subjects: list[dict[str, Value]] = []
         if owner:
             masks = torch.cat([masks for masks in found if len(masks)])
-            logits = self.net.subject_logits(fine[owner], whole[owner], masks)
+            logits = mean_logits(
+                self.net.subject_logits(fine[owner], whole[owner], masks)
+                for fine, whole, _ in looks
+            )
             subjects = self._values(logits, len(VIEWS))
             sharp = F.interpolate(masks[:, None], images[0].size[::-1], mode="bilinear")[:, 0] > 0.5
         readings = []
@@ -237,7 +252,7 @@ class Reader:
                 for j, values in enumerate(subjects)
                 if owner[j] == i
             ]
-            features = whole[i].float().cpu().numpy()
+            features = looks[0][1][i].float().cpu().numpy()
             readings.append(Reading(view["scene"], view["style"], tuple(own), features))
         return readings
 

@@ -1,4 +1,4 @@
-"""Trains `mini` from scratch: pictures, autoencoder, latents, reader, words, denoiser, export.
+"""Trains `mini` from scratch: pictures, autoencoder, latents, words, denoiser, export, reader.
 
 One resumable command, ``consist train mini WORKDIR``: every stage leaves its result in the work
 folder and is skipped when it is there, and the long ones continue from their last checkpoint.
@@ -29,8 +29,9 @@ from consist.mini.architecture import (
 from consist.mini.autoencoder import draw_pictures, encode_pictures, train_vae
 from consist.mini.denoiser import PHRASE_SAMPLE, captions_of, train_unet, train_words
 from consist.mini.fitting import OutOfTime, Recipe, Report, Session
-from consist.mini.reader import load_reader
-from consist.mini.reading import save_reader, train_reader
+from consist.mini.reader import ReaderNet, load_reader
+from consist.mini.reading import Blur, save_reader, train_reader
+from consist.mini.redrawing import Redrawer
 
 READER = "reader.safetensors"  # beside the parts of a pipeline
 
@@ -52,11 +53,11 @@ def train(
 
     Args:
         folder: Work folder; what it already holds is not done again.
-        recipe: Lengths and rates.
+        recipe: Lengths and rates. Without steps of the denoiser it and its words stay as they are.
         device: Where to train; float32 weights, and bfloat16 products where those are fast.
         report: Called with stage, step, steps and loss.
-        start: Folder of a `mini` to begin with; its autoencoder and its reader are kept as they
-            are, and the UNet and its words learn on. None begins with random weights.
+        start: Folder of a `mini` to begin with; its autoencoder is kept as it is, and its reader
+            if the recipe has no steps of it. The rest learns on. None begins with random weights.
 
     Returns:
         The folder of the pipeline (fp16 safetensors, loadable with ``from_pretrained``).
@@ -81,22 +82,28 @@ def _train(
     vae = given.vae.to(device) if given else train_vae(session, album)
     latents = encode_pictures(folder / "latents.safetensors", vae, album, session)
     reader = folder / "mini" / READER
-    if not reader.exists():
-        reader.parent.mkdir(exist_ok=True)
-        if start is None:
-            save_reader(train_reader(session, album, latents, vae), reader)
-        else:
-            copy_reader(start / READER, reader)
+    reader.parent.mkdir(exist_ok=True)
+    if start is not None and not recipe.reader_steps and not reader.exists():
+        copy_reader(start / READER, reader)
 
     parts = given or Parts(*begin_words(session), vae, build_unet())
     parts.encoder.to(device)
     parts.unet.to(device, memory_format=torch.channels_last)
     try:
-        train_unet(session, parts.tokenizer, parts.encoder, parts.unet, latents, album)
+        if recipe.unet_steps:
+            train_unet(session, parts.tokenizer, parts.encoder, parts.unet, latents, album)
     except OutOfTime:
         export(folder / "mini", parts)
         raise
-    return export(folder / "mini", parts)
+    export(folder / "mini", parts)
+    if not reader.exists():
+        net = ReaderNet() if start is None else load_reader(path=start / READER).net
+        for part in (vae, parts.unet):  # as they were written
+            part.to(device, torch.float32, memory_format=torch.channels_last)
+        redraw = Redrawer(parts.tokenizer, parts.encoder.to(device).float(), parts.unet)
+        blur = Blur(session, album, latents, vae, redraw)
+        save_reader(train_reader(session, blur, net), reader)
+    return folder / "mini"
 
 
 def begin_words(session: Session) -> tuple[CLIPTokenizer, CLIPTextModel]:

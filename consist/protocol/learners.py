@@ -70,7 +70,7 @@ LEARNERS = (
     Learner(name="lora", kind=LORA, drawings=WAYS),
     Learner(name="lora, subject alone", kind=LORA, settings={"background": BASE}, drawings=WAYS),
     Learner(name="lora, class images", kind=LORA, settings={"prior": CLASS_IMAGES}),
-    Learner(name="lora, base model", kind=LORA, settings={"prior": BASE_MODEL}),
+    Learner(name="lora, base model", kind=LORA, settings={"prior": BASE_MODEL}, drawings=WAYS),
     Learner(name="dreambooth", kind=DREAMBOOTH),
     Learner(name="dreambooth, class images", kind=DREAMBOOTH, settings={"prior": CLASS_IMAGES}),
     Learner(name="textual inversion", kind=TEXTUAL_INVERSION),
