@@ -287,3 +287,24 @@ def test_a_start_that_is_not_there_is_one_sentence(tmp_path):
     assert result.exit_code == 2
     assert "nowhere holds no model to start from" in " ".join(result.output.split())
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "rate"),
+    [
+        ("", 4_200, 2e-3),
+        ("--start mini", 0, 4e-4),
+        ("--start mini --steps 0 --reader-steps 7", 7, 4e-4),
+    ],
+)
+def test_a_reader_is_kept_unless_it_shall_learn_on(words, steps, rate, tmp_path, monkeypatch):
+    recipes = []
+
+    def train(folder, recipe, *rest):
+        recipes.append(recipe)
+        return folder
+
+    monkeypatch.setattr("consist.mini.train.train", train)
+    result = CliRunner().invoke(app, ["train", "mini", str(tmp_path), *words.split()])
+    assert result.exit_code == 0, result.output
+    assert [(one.reader_steps, one.reader_lr) for one in recipes] == [(steps, rate)]

@@ -46,7 +46,7 @@ def train_mini(
 ) -> None:
     """Train the embedded model from scratch, or on from what it is."""
     with plain_failures("The last checkpoint is kept; the same command continues."):
-        from consist.mini.fitting import OutOfTime, Recipe
+        from consist.mini.fitting import READER_ON_LR, OutOfTime, Recipe
         from consist.mini.train import train
         from consist.models import MINI, MINI_FOLDER, pick_device
 
@@ -55,7 +55,8 @@ def train_mini(
             "minutes": minutes,
             "unet_steps": steps,
             "unet_batch": batch_size,
-            "reader_steps": 0 if origin is not None and reader_steps is None else reader_steps,
+            "reader_steps": 0 if origin and reader_steps is None else reader_steps,
+            "reader_lr": READER_ON_LR if origin else None,
             "pictures": pictures,
         }
         recipe = Recipe(**{name: value for name, value in given.items() if value is not None})

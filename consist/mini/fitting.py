@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from consist.errors import ConsistError
 
 EMA = 0.999
+READER_ON_LR = 4e-4  # of a reader that learns on; at 1e-3 it forgets first
 WEIGHT_DECAY = 0.01
 Report = Callable[[str, int, int, float], None]  # stage, step, steps, loss
 
