@@ -196,12 +196,14 @@ class Knowing(torch.nn.Module):
         self.clean = clean
         self.alphas = build_scheduler().alphas_cumprod
         self.seen = []
+        self.noises = []
 
     def forward(self, noisy, timesteps, context):
         assert len(context) == len(noisy) == len(timesteps)
         self.seen.append(timesteps)
         signal, sigma = roots(self.alphas[timesteps])
         noise = (noisy - signal * self.clean) / sigma
+        self.noises.append(noise)
         return SimpleNamespace(sample=signal * noise - sigma * self.clean)
 
 
@@ -211,6 +213,7 @@ def test_a_model_that_knows_a_picture_draws_it_again():
     redraw = Redrawer(parts.tokenizer, parts.encoder, unet)
     drawn = redraw(unet.clean, ["a cat"] * 40, torch.Generator().manual_seed(0))
     torch.testing.assert_close(drawn, unet.clean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(unet.noises[1], unet.noises[0], atol=1e-3, rtol=1e-3)
     first, second = unet.seen
     assert 100 <= first.min() < 150 < 450 < first.max() < 500
     torch.testing.assert_close(second, first // 2, atol=1, rtol=0)
