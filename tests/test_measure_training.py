@@ -250,6 +250,13 @@ def test_what_was_learned_is_drawn_with_as_it_is_written():
     }
 
 
+def test_a_lora_is_drawn_with_at_its_weight():
+    given = {"prompt": "a th cat", "steps": 1}
+    config = Learner(name="x", kind=LORA).configure(Path("p"), Path("f"), "cat", **given)
+    whole, most = drawn_with(config), drawn_with(config, weight=0.85, lora_negative=0.25)
+    assert most == whole | {"loras": (f"{whole['loras'][0]}:0.85",), "lora_negative": 0.25}
+
+
 @pytest.fixture(scope="module")
 def reader():
     return load_reader()
