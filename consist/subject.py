@@ -61,6 +61,8 @@ class Subject:
     def save(self, name: str, force: bool = False) -> Path:
         """Writes the subject under a name, or to a file that ends in ``.json``, and says where.
 
+        What the anchors of another subject of that name share is removed.
+
         Raises:
             ConsistError: The name cannot be one, it is taken and not ``force``, or the disk or the
                 permissions do not allow it.
@@ -69,7 +71,10 @@ class Subject:
         if path.exists() and not force:
             raise ConsistError(f"there is a subject {name!r} already; --force overwrites it")
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
+        another = path.exists() and path.read_bytes() != text.encode()
         write_atomically(path, lambda file: file.write(text.encode()))
+        if another:
+            cache_path(name).unlink(missing_ok=True)
         return path
 
     def to_json(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from consist.drawing import generate
 from consist.errors import ConsistError
 from consist.methods import spell_out
 from consist.more import check_weights_of, extend, redo, take_subject
-from consist.subject import Subject, list_subjects, subject_path
+from consist.subject import Subject, cache_path, list_subjects, subject_path
 
 PROMPTS = ("a cat in Paris", "a cat on the moon")
 RECIPE = RunConfig(prompts=PROMPTS, seeds=(0, 1), steps=2, method={"name": "matched", "anchors": 2})
@@ -138,6 +138,17 @@ def test_nothing_is_overwritten_unless_forced():
     assert Subject.load("tom") == first
     second.save("tom", force=True)
     assert Subject.load("tom") == second
+
+
+def test_what_the_anchors_of_another_subject_share_is_not_kept():
+    subject = Subject(config=RECIPE)
+    subject.save("tom")
+    cache = cache_path("tom")
+    cache.touch()
+    subject.save("tom", force=True)
+    assert cache.exists()
+    Subject(config=RECIPE, versions={"torch": "3"}).save("tom", force=True)
+    assert not cache.exists()
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "tom cat", "tom.txt", "tom\n"])
