@@ -11,6 +11,7 @@ from consist.errors import ConsistError
 from consist.mini.world import draw, with_article
 from consist.models import load
 from consist.protocol.known import make_known, write_photos
+from consist.training.finetune import finetune
 from consist.training.outlines import outline_of
 from consist.training.photos import View
 from consist.training.samples import Sample
@@ -113,7 +114,7 @@ def test_a_subject_that_cannot_be_found_is_said(photos, cut_out, tiny, monkeypat
         Image.open(path).convert("RGB").save(path)
     config = config_of(photos, background="base")
     with pytest.raises(ConsistError, match=r"0\.png is not cut out, and without a class prompt"):
-        denoising_of(config, tiny)
+        finetune(config, model_for=lambda config, device: pytest.fail("loaded before it is said"))
     nothing = torch.zeros(8, 8, dtype=torch.bool)
     monkeypatch.setattr("consist.training.outlines.outline_of", lambda differences: nothing)
     config = config_of(photos, background="base", class_prompt="a cat")

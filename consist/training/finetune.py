@@ -29,6 +29,7 @@ from consist.training.denoising import Denoising
 from consist.training.inversion import check_captions, in_templates, word_to_learn
 from consist.training.loop import Trainee, Watch, find_optimizer, fit, resume
 from consist.training.observing import observing
+from consist.training.outlines import check_findable
 from consist.training.parts import Parts
 from consist.training.photos import (
     Photo,
@@ -168,6 +169,8 @@ def choose_photos(config: TrainConfig) -> list[Photo]:
     else:
         photos = read_photos(folder, config.prompt or config.token)
     check_captions(photos, config.token)
+    if config.background == BASE:
+        check_findable(photos, config.class_prompt)
     return photos
 
 

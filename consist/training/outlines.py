@@ -58,15 +58,10 @@ class Outlines:
             class_prompt: What the model looks for, such as "a cat".
 
         Raises:
-            ConsistError: The model must look, and is not told for what, or finds nothing.
+            ConsistError: The model must look, and finds nothing.
         """
         for photo in album.photos:
             outline = open_outline(photo.path)
-            if outline is None and not class_prompt:
-                raise ConsistError(
-                    f"{photo.path.name} is not cut out, and without a class prompt, such as "
-                    "'a cat', there is nothing to find in it"
-                )
             if outline is None:
                 size = nearest_size(photo, album.sizes)
                 outline = self._look(photo, class_prompt, *size)
@@ -114,6 +109,20 @@ class Outlines:
             raise ConsistError(f"{class_prompt!r} was not found in {photo.path.name}; cut it out")
         found = Image.fromarray(outline.numpy().astype(np.uint8) * 255)
         return found.resize((photo.width, photo.height), Image.Resampling.NEAREST)
+
+
+def check_findable(photos: list[Photo], class_prompt: str) -> None:
+    """Makes sure that the subject of each photo is opaque alone, or that a model can be asked.
+
+    Raises:
+        ConsistError: A photo is opaque all over, and no class prompt says what to look for.
+    """
+    whole = [photo for photo in photos if open_outline(photo.path) is None]
+    if whole and not class_prompt.strip():
+        raise ConsistError(
+            f"{whole[0].path.name} is not cut out, and without a class prompt, such as 'a cat', "
+            "there is nothing to find in it"
+        )
 
 
 def outline_of(differences: Tensor) -> Tensor:
