@@ -40,6 +40,7 @@ def describe(config: RunConfig, resolved: Mapping[str, Any]) -> dict[str, Any]:
     about = {
         "model": config.model,
         "weights": versions(config.model).get(MINI),
+        "words of the LoRAs": config.lora_subject,
         "LoRAs in the negative": config.lora_negative,
         "loras": config.loras,
         "embeddings": config.embeddings,

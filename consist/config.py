@@ -39,6 +39,8 @@ class RunConfig:
     scheduler: str | None = None
     loras: tuple[str, ...] = ()  # FILE or FILE:WEIGHT
     lora_negative: float = 1.0  # 0..1: share of the LoRAs in what guidance leads away from
+    # where they have that share: words of the prompts; (): those that all prompts start with
+    lora_subject: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()  # files of Textual Inversion, whose words prompts may say
     device: str = "auto"
     dtype: str = "auto"
@@ -88,6 +90,11 @@ class RunConfig:
         if self.lora_negative != 1 and not self.loras:
             raise ConsistError(
                 f"lora negative {self.lora_negative:g} is a share of LoRAs, and none was given"
+            )
+        if self.lora_subject and self.lora_negative == 1:
+            raise ConsistError(
+                f"lora subject {self.lora_subject[0]!r} says where less of a LoRA is in the "
+                "negative, and all of it is; give a lora negative below 1"
             )
 
     def to_json(self) -> dict[str, Any]:

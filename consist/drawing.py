@@ -29,7 +29,7 @@ from consist.methods.isolated import Isolated
 from consist.methods.method import Method
 from consist.models import Model, Pipeline, load
 from consist.origin import check_defaults, check_weights, peak_memory_gib, versions
-from consist.preparing import Settings, prepare, subject_tokens
+from consist.preparing import Settings, lora_tokens, prepare, subject_tokens
 from consist.prompting import conditioning
 from consist.references import Held, check_references, read_pictures
 from consist.run import ISOLATED, SHARED, RunFolder, default_folder
@@ -191,6 +191,7 @@ def draw(
 
     # of all prompts, so that every chunk finds the same subject
     tokens = subject_tokens(pipe, config, method) if masks is None else None
+    named = lora_tokens(pipe, config)
     sharing = shared_attention(
         pipe,
         method,
@@ -201,7 +202,10 @@ def draw(
         references=len(pictures),
         spread=spread,
     )
-    with sharing, weak_unconditional(pipe, config.lora_negative):
+    steering = weak_unconditional(
+        pipe, config.lora_negative, named and tuple(named[i] for i in chunk.images)
+    )
+    with sharing, steering:
         result = pipe(
             **conditioning(pipe, config, chunk, method),
             width=settings.width,

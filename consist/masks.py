@@ -13,6 +13,7 @@ from torch import Tensor
 SubjectTokens = tuple[tuple[tuple[int, ...], ...], ...]
 
 BINS = 256  # of the histogram that Otsu's threshold is found in
+MARGIN = 16  # a mask is widened by this part of the longer side
 
 
 def token_weights(tokens: SubjectTokens, length: int) -> Tensor:
@@ -108,6 +109,12 @@ def find_masks(maps: Tensor, height: int, width: int) -> Tensor:
     maps = F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
     maps = normalize(rearrange(maps, "n c height width -> n c (height width)"))
     return maps >= otsu(maps)[..., None]
+
+
+def widen(masks: Tensor) -> Tensor:
+    """Masks ``(n, c, rows, columns)`` with a margin around, a sixteenth of the longer side."""
+    margin = max(1, max(masks.shape[-2:]) // MARGIN)
+    return F.max_pool2d(masks.float(), 2 * margin + 1, stride=1, padding=margin) > 0
 
 
 class RecordedMasks:

@@ -153,6 +153,7 @@ def take_subject(run: Path | str) -> Subject:
         scheduler=config.scheduler,
         loras=tuple(map(_absolute_lora, config.loras)),
         lora_negative=config.lora_negative,
+        lora_subject=config.lora_subject,
         embeddings=tuple(str(Path(file).absolute()) for file in config.embeddings),
         **{name: getattr(config, name) for name in SETTLED},
     )

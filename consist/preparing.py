@@ -6,7 +6,7 @@ It must not draw.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from consist.backend import choose
@@ -48,6 +48,7 @@ def prepare(model: Model, config: RunConfig) -> Settings:
     add_loras(pipe, config.loras)
     check_prompts(pipe, (*config.prompts, config.negative))
     subject_tokens(pipe, config, build(config.method))
+    lora_tokens(pipe, config)
     if config.model == MINI:
         warn_of_new_words(config.prompts, pipe.tokenizer.get_added_vocab())
     pipe.vae.enable_slicing()
@@ -105,11 +106,18 @@ def subject_tokens(pipe: Pipeline, config: RunConfig, method: Method) -> Subject
     """Where each prompt of the run names the subject, for a method that must be told."""
     if isinstance(method, Prompting):
         return identity_tokens(pipe, config.prompts, method)
-    if not reads_words(method):
-        return None
+    return _find(pipe, config, method.subject) if reads_words(method) else None
+
+
+def lora_tokens(pipe: Pipeline, config: RunConfig) -> SubjectTokens | None:
+    """Where each prompt of the run names what less of the LoRAs is in the negative of."""
+    return _find(pipe, config, config.lora_subject) if config.lora_negative != 1 else None
+
+
+def _find(pipe: Pipeline, config: RunConfig, subject: Sequence[str]) -> SubjectTokens:
     # a word of several vectors is several tokens
-    prompts, subject = (
+    prompts, phrases = (
         pipe.maybe_convert_prompt(list(texts), pipe.tokenizer)
-        for texts in (config.prompts, method.subject)
+        for texts in (config.prompts, subject)
     )
-    return find_subject(pipe.tokenizer, prompts, subject)
+    return find_subject(pipe.tokenizer, prompts, phrases)

@@ -145,7 +145,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     settings = {**config.to_json(), "compare": False, "cache": bool(config.cache)}
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     # what came late is told where it was asked for: other runs keep the folders that they had
-    late = ("anchor_", "cache", "embeddings")
+    late = ("anchor_", "cache", "embeddings", "lora_subject")
     untold = {name for name, value in plain.items() if name.startswith(late) and not value}
     untold |= {name for name, value in SELDOM.items() if plain[name] == value}
     return {name: value for name, value in plain.items() if name not in untold}

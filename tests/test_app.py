@@ -219,7 +219,10 @@ CASES = [
     {"prompts": ("-a cat", "a 'cat' \"on\" `the` $moon\\"), "scheduler": "ddim", "steps": None},
     {"method": {"name": "sdsa", "subject": ["cat"], "anchors": "1", "mask_dropout": 0.25}},
     {"method": {"name": "shared", "window": [0.0, 0.8], "layers": ["mid_block", "up_blocks"]}},
-    {"guidance_rescale": 0.7, "loras": ("a.safetensors",), "lora_negative": 0.0},
+    {
+        **{"guidance_rescale": 0.7, "loras": ("a.safetensors",)},
+        **{"lora_negative": 0.0, "lora_subject": ("cat", "red dog")},
+    },
     {"model": "some/sdxl", "loras": ("a b.safetensors:0.5",), "embeddings": ("c.safetensors",)},
     {"anchor_prompts": PROMPTS, "anchor_seeds": (0, 1), "seeds": (4, 9), "backend": "torch"},
 ]

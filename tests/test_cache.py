@@ -285,6 +285,10 @@ def test_a_file_is_read_back(tmp_path):
         ({"negative": "blur"}, 'negative "", not "blur"'),
         ({"guidance_rescale": 0.5}, "guidance rescale 0.0, not 0.5"),
         ({"loras": ("a",), "lora_negative": 0.5}, "LoRAs in the negative 1.0, not 0.5"),
+        (
+            {"loras": ("a",), "lora_negative": 0.5, "lora_subject": ("cat",)},
+            r"words of the LoRAs \[\], not \[\"cat\"\]",
+        ),
         ({"resolved": {**RESOLVED, "steps": 3}}, "steps 2, not 3"),
         ({"resolved": {**RESOLVED, "guidance": 1.0}}, "guidance 3.0, not 1.0"),
         ({"resolved": {**RESOLVED, "width": 32}}, "width 64, not 32"),

@@ -28,6 +28,7 @@ def test_is_plain_json():
         ({"steps": 0}, "steps must be between 1 and 1000, not 0"),
         ({"guidance_rescale": 1.5}, "guidance rescale must be between 0 and 1, not 1.5"),
         ({"lora_negative": 0.5}, "lora negative 0.5 is a share of LoRAs, and none was given"),
+        ({"lora_subject": ("xyz cat",)}, "lora subject 'xyz cat' says where less of a LoRA is"),
         ({"lora_negative": -1}, "lora negative must be between 0 and 1, not -1"),
         ({"guidance": float("nan")}, "guidance must be between 0 and 100, not nan"),
         ({"guidance": float("inf")}, "guidance must be between 0 and 100, not inf"),

@@ -250,13 +250,6 @@ def test_what_was_learned_is_drawn_with_as_it_is_written():
     }
 
 
-def test_a_lora_is_drawn_with_at_its_weight():
-    given = {"prompt": "a th cat", "steps": 1}
-    config = Learner(name="x", kind=LORA).configure(Path("p"), Path("f"), "cat", **given)
-    whole, most = drawn_with(config), drawn_with(config, weight=0.85, lora_negative=0.25)
-    assert most == whole | {"loras": (f"{whole['loras'][0]}:0.85",), "lora_negative": 0.25}
-
-
 @pytest.fixture(scope="module")
 def reader():
     return load_reader()
@@ -309,8 +302,10 @@ def test_what_is_learned_once_is_drawn_in_several_ways(small, reader, known, mon
     assert len(set(trained)) == 1
     folder = small.folder(known)
     runs = [RunFolder(path.parent) for path in sorted(folder.glob("*.training/*/run.json"))]
-    asked = {run.path.name: run.read_config().lora_negative for run in runs}
-    assert asked.items() >= {"drawn-00001": 1.0, "drawn-00001-twice": 0.5}.items()
+    configs = {run.path.name: run.read_config() for run in runs}
+    asked = {name: (one.lora_negative, one.lora_subject) for name, one in configs.items()}
+    twice = (0.5, (known.noun,))
+    assert asked.items() >= {"drawn-00001": (1.0, ()), "drawn-00001-twice": twice}.items()
 
 
 def test_other_settings_have_other_folders(small, known):

@@ -108,6 +108,22 @@ def test_methods_that_look_for_the_subject_are_told_its_noun(lora):
     assert all("xyz cat" in prompt for prompt in config["prompts"])
 
 
+def test_what_a_lora_learned_is_named_by_its_file_or_an_option(lora):
+    steered = ("--lora", lora, "--lora-negative", 0)
+    config = planned("a xyz cat in Paris", *steered)
+    assert config["lora_subject"] == ["xyz cat"]
+    assert config["method"] == {"name": "matched"}
+    assert planned("a cat in Paris", "a cat asleep", *steered)["lora_subject"] == []
+    config = planned("a cat in Paris", *steered, "--subject", "cat")
+    assert config["lora_subject"] == ["cat"]
+    assert config["method"] == {"name": "matched"}
+    config = planned("a cat in Paris", *steered, "--subject", "cat", "--method", "sdsa")
+    assert config["lora_subject"] == config["method"]["subject"] == ["cat"]
+    config = planned("--pack", "views", *steered)
+    assert config["lora_subject"] == ["xyz cat"]
+    assert planned("a xyz cat in Paris", "--lora", lora)["lora_subject"] == []
+
+
 def test_a_pack_without_a_subject_is_one_sentence(lora, tmp_path):
     write_tensors(tmp_path / "mute.safetensors", {"w": torch.zeros(1)}, {})
     Path("sets.yaml").write_text("animals:\n- {subject: a cat, settings: [asleep]}\n")

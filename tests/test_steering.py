@@ -3,17 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 from peft import LoraConfig
 from pictures import largest_difference
 from trainings import fresh
 
 from consist.config import RunConfig
 from consist.drawing import generate
+from consist.masks import RecordedMasks
 from consist.models import load
 from consist.steering import weak_unconditional
 from consist.training.files import write_lora
 
 WEIGHT = 0.25
+TOKENS = (((1,),), ((2,),))  # of two images
 
 
 @pytest.fixture
@@ -64,6 +67,69 @@ def test_at_zero_the_base_model_is_led_away_from(pipe):
     torch.testing.assert_close(mixed[:2], call(pipe)[:2], rtol=1e-4, atol=1e-5)
 
 
+def outputs(layer, pipe, tokens):
+    """What a layer is given, and gives without and with the weakening, in the second step."""
+    kept = []
+    remember = lambda module, args, given: kept.append((args[0], given))  # noqa: E731
+    first = layer.register_forward_hook(remember)
+    with weak_unconditional(pipe, WEIGHT, tokens):
+        second = layer.register_forward_hook(remember)
+        call(pipe)
+        call(pipe)
+        second.remove()
+    first.remove()
+    (inputs, before), (_, after) = kept[-2:]
+    return inputs, before, after
+
+
+@pytest.mark.parametrize("name", ["down_blocks.0.resnets.0.conv1", "down_blocks.0", "mid_block"])
+def test_less_of_a_lora_counts_where_the_subject_is(pipe, monkeypatch, name):
+    """Of two images one has its subject on the left, with a margin up to the middle."""
+    subject = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    subject[0, :, :, :3] = True
+    monkeypatch.setattr(RecordedMasks, "read", lambda self, height, width: subject.flatten(2))
+    layers = {n: m for n, m in pipe.unet.named_modules() if n.startswith(name)}
+    layer = next(m for n, m in layers.items() if n.endswith(("conv1", "attn1.to_q")))
+    inputs, before, after = outputs(layer, pipe, TOKENS)
+    plain = layer.base_layer(inputs)
+    if before.ndim == 3:
+        side = int(before.shape[1] ** 0.5)
+        before, after, plain = (
+            rearrange(x, "b (h w) c -> b c h w", h=side) for x in (before, after, plain)
+        )
+    middle = before.shape[-1] // 2
+    weak = torch.lerp(plain, before, WEIGHT)
+    torch.testing.assert_close(after[0, ..., :middle], weak[0, ..., :middle])
+    assert (weak - before)[0, ..., :middle].abs().max() > 1e-3
+    assert torch.equal(after[0, ..., middle:], before[0, ..., middle:])
+    assert torch.equal(after[1:], before[1:])
+
+
+def test_without_a_subject_guidance_is_plain(pipe, monkeypatch):
+    """Also in the layers that see the text, which has no places."""
+    nothing = torch.zeros(2, 1, 64, dtype=torch.bool)
+    monkeypatch.setattr(RecordedMasks, "read", lambda self, height, width: nothing)
+    full = call(pipe)
+    with weak_unconditional(pipe, 0, TOKENS):
+        assert torch.equal(call(pipe), full)
+
+
+def test_the_first_step_is_plain(pipe):
+    """Masks are of the steps before."""
+    full = call(pipe)
+    with weak_unconditional(pipe, WEIGHT, TOKENS):
+        first, second = call(pipe), call(pipe)
+    assert torch.equal(first, full)
+    assert (second - full)[:2].abs().max() > 1e-3
+    torch.testing.assert_close(second[2:], full[2:], rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_of_other_images_is_refused(pipe):
+    message = "subject tokens are for 2 images, the batch has 3"
+    with pytest.raises(ValueError, match=message), weak_unconditional(pipe, 0, TOKENS):
+        call(pipe, rows=6)
+
+
 def test_a_dora_is_mixed_with_the_base_model(sd_pipe):
     pipe = fresh(sd_pipe)
     torch.manual_seed(0)
@@ -92,7 +158,7 @@ def test_nothing_changes_without_need(pipe, weight, guidance):
 
 def test_no_trace_is_left(pipe):
     full, before = call(pipe), hooks(pipe)
-    with pytest.raises(TypeError), weak_unconditional(pipe, 0):
+    with pytest.raises(AttributeError), weak_unconditional(pipe, 0, TOKENS):
         pipe.unet(None, 500, encoder_hidden_states=None)
     assert hooks(pipe) == before
     assert torch.equal(call(pipe), full)

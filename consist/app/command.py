@@ -49,6 +49,8 @@ def _own_options(config: RunConfig) -> Iterator[str]:
         yield from ("--lora", lora)
     if config.lora_negative != 1:
         yield from ("--lora-negative", str(config.lora_negative))
+    for phrase in config.lora_subject if "subject" not in config.method else ():
+        yield from ("--subject", phrase)
     for embedding in config.embeddings:
         yield from ("--embedding", embedding)
 

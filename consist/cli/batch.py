@@ -30,7 +30,7 @@ from consist.cli.options import (
     read_method,
     refuse_given,
 )
-from consist.cli.pack import read_packs, subject_field, words_of_subject
+from consist.cli.pack import is_told, read_packs, words_of_loras, words_of_subject
 from consist.cli.sets import MANY, OF_SETS, SetsCommand, batch_sets, read_sets
 from consist.cli.working import Address, EngineName, Shard, Workers
 from consist.config import DEFAULT_METHOD, RunConfig, parse_size, plan_run, spread_seeds
@@ -85,7 +85,7 @@ def batch(
         list[str] | None,
         typer.Option(
             help="Words of the prompts that name the subject; may be repeated. With --pack, those "
-            "that are put into its prompts."
+            "that are put into its prompts; with --lora-negative, those for what a LoRA learned."
         ),
     ] = None,
     set_: Fields = None,
@@ -109,8 +109,8 @@ def batch(
     lora_negative: Annotated[
         float,
         typer.Option(
-            help="Share of the LoRAs in what guidance leads away from; less than 1 makes a trained "
-            "subject more alike, 0.25 is a good start."
+            help="Share of the LoRAs, where the subject is, in what guidance leads away from; less "
+            "than 1 makes a trained subject more alike."
         ),
     ] = 1.0,
     embedding: Annotated[
@@ -164,9 +164,16 @@ def batch(
         else:
             refuse_given(context, ["cache"], "goes with --like, or with consist extend")
             if pack:
+                from consist.packs import noun_of
+
                 words = words_of_subject(subject or [], lora or [])
                 texts += read_packs(pack, words, model)
-                subject = subject_field(method, words)
+                subject = [noun_of(words)]
+            named: tuple[str, ...] = ()
+            if lora_negative != 1:
+                named = words_of_loras(subject or [], lora or [], texts)
+            if (pack or named) and not is_told(method):
+                subject = None
             width, height = parse_size(size) if size else (None, None)
             config = RunConfig(
                 prompts=texts,
@@ -190,6 +197,7 @@ def batch(
                 scheduler=scheduler,
                 loras=tuple(lora or []),
                 lora_negative=lora_negative,
+                lora_subject=named,
                 embeddings=tuple(embedding or []),
             )
             config = look_at(config, reference or [], reference_prompt or [])

@@ -1,7 +1,8 @@
-"""``--pack``: ready prompts, and the words that they are about."""
+"""``--pack`` and ``--lora-negative``: ready prompts, and the words for a subject."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from consist.errors import ConsistError
@@ -17,15 +18,32 @@ def words_of_subject(given: list[str], loras: list[str]) -> str:
         raise ConsistError(f"a pack is about one --subject, not {len(given)}")
     if given:
         return given[0]
+    if prompts := trained_prompts(loras):
+        return prompts[0]
+    reason = "no LoRA says what it was trained on" if loras else "there is no LoRA to say so"
+    raise ConsistError(f"a pack needs words for its subject, and {reason}; give --subject 'a cat'")
+
+
+def words_of_loras(given: list[str], loras: list[str], prompts: Sequence[str]) -> tuple[str, ...]:
+    """What prompts call that which LoRAs were trained on: as given, or as their files say.
+
+    Nothing where those words are not in all prompts: then it is what all begin with.
+    """
+    from consist.packs import noun_of
+
+    if given:
+        return tuple(given)
+    trained = {noun_of(prompt) for prompt in trained_prompts(loras)}
+    return tuple(sorted(words for words in trained if all(words in prompt for prompt in prompts)))
+
+
+def trained_prompts(loras: list[str]) -> list[str]:
+    """What the files of LoRAs say that they were trained on, such as "a xyz cat"."""
     from consist.models import split_weight
     from consist.training.disk import read_tensors
 
-    for path in [Path(split_weight(text)[0]) for text in loras]:
-        _, header = read_tensors(path)
-        if header.get("prompt"):
-            return header["prompt"]
-    reason = "no LoRA says what it was trained on" if loras else "there is no LoRA to say so"
-    raise ConsistError(f"a pack needs words for its subject, and {reason}; give --subject 'a cat'")
+    headers = [read_tensors(Path(split_weight(text)[0]))[1] for text in loras]
+    return [header["prompt"] for header in headers if header.get("prompt")]
 
 
 def read_packs(names: list[str], subject: str, model: str) -> tuple[str, ...]:
@@ -35,11 +53,10 @@ def read_packs(names: list[str], subject: str, model: str) -> tuple[str, ...]:
     return tuple(prompt for name in names for prompt in load_pack(name, subject, model))
 
 
-def subject_field(method: str, subject: str) -> list[str] | None:
-    """What a method is told of the subject of a pack, if it is told at all."""
+def is_told(method: str) -> bool:
+    """Whether a method of that name is told the words for its subject."""
     from consist.methods import METHODS
     from consist.methods.method import asks_for_subject
-    from consist.packs import noun_of
 
     kind = METHODS.get(method)
-    return [noun_of(subject)] if kind and asks_for_subject(kind()) else None
+    return kind is not None and asks_for_subject(kind())

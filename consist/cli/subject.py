@@ -89,7 +89,7 @@ def show_recipe(subject: Subject) -> None:
     for path in subject.pictures:
         say(f"given picture  {path}")
     names = ("model", "method", "steps", "guidance", "width", "height", "scheduler", "loras")
-    for name in (*names, *SELDOM, "embeddings", "negative"):
+    for name in (*names, *SELDOM, "lora_subject", "embeddings", "negative"):
         value = getattr(config, name)
         if value and value != SELDOM.get(name):
             say(f"{name}  {json.dumps(value) if isinstance(value, dict) else value}")

@@ -157,7 +157,9 @@ def measure_learner(
                 tell(f"{known.name}: {name}, {steps} steps")
                 check_order(config, steps)
                 finetune(replace(config, steps=steps))
-                given = {**drawn_with(config, **fields), "batch_size": BATCH}
+                given = {**drawn_with(config), **fields, "batch_size": BATCH}
+                if "lora_negative" in given:
+                    given["lora_subject"] = (known.noun,)
                 generate(course.run(known, words, course.class_pictures, **given), folder.path)
                 text = json.dumps(costs_of(config))
                 write_atomically(folder.path / COSTS, methodcaller("write", text.encode()))

@@ -31,7 +31,7 @@ class Learner:
     name: str  # unlike that of every other
     kind: str  # of consist.training.recipe.KINDS
     settings: Mapping[str, Any] = field(default_factory=dict)  # further fields of TrainConfig
-    # ways to draw with what is learned, by what they are called: as ``drawn_with`` takes them
+    # ways to draw with what is learned, by what they are called: further fields of RunConfig
     drawings: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: PLAIN)
 
     @property
@@ -64,9 +64,8 @@ class Learner:
         return TrainConfig(kind=self.kind, photos=str(photos), **given)
 
 
-# guidance that leads away from a model with a quarter of the LoRA, and with less contrast
-STEERED = {"lora_negative": 0.25, "guidance_rescale": 0.7}
-WAYS = {**PLAIN, "steered": STEERED, "steered at 0.85": {"weight": 0.85, **STEERED}}
+# guidance that, where the subject is, leads away from the base model, and with less contrast
+WAYS = {**PLAIN, "steered": {"lora_negative": 0.0, "guidance_rescale": 0.7}}
 LEARNERS = (
     Learner(name="lora", kind=LORA, drawings=WAYS),
     Learner(name="lora, subject alone", kind=LORA, settings={"background": BASE}, drawings=WAYS),
@@ -78,20 +77,13 @@ LEARNERS = (
 )
 
 
-def drawn_with(config: TrainConfig, weight: float = 1.0, **more: Any) -> dict[str, Any]:
-    """The fields of ``RunConfig`` that draw with what a training has written.
-
-    Args:
-        config: The training.
-        weight: Of a LoRA.
-        more: Further fields.
-    """
+def drawn_with(config: TrainConfig) -> dict[str, Any]:
+    """The fields of ``RunConfig`` that draw with what a training has written."""
     out = str(Path(config.out).resolve())
     if config.kind == DREAMBOOTH:
-        return {"model": out, **more}
-    if config.kind == TEXTUAL_INVERSION:
-        return {"model": config.model, "embeddings": (out,), **more}
-    return {"model": config.model, "loras": (out if weight == 1 else f"{out}:{weight}",), **more}
+        return {"model": out}
+    field_ = "embeddings" if config.kind == TEXTUAL_INVERSION else "loras"
+    return {"model": config.model, field_: (out,)}
 
 
 def discard(config: TrainConfig) -> None:

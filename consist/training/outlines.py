@@ -17,7 +17,7 @@ from torch import Tensor
 
 from consist.diffusion import diffuse
 from consist.errors import ConsistError
-from consist.masks import find_masks
+from consist.masks import find_masks, widen
 from consist.models import Pipeline
 from consist.pictures import open_outline
 from consist.references import encode
@@ -27,7 +27,6 @@ from consist.training.samples import Album, Sample
 Ask = Callable[[Tensor, Tensor, list[Sample]], Tensor]  # noisy latents, timesteps: the UNet's guess
 
 NOISES = (0.7, 0.7, 0.5, 0.5, 0.3, 0.3)  # shares of the timesteps at which a model looks
-MARGIN = 16  # a sixteenth of the longer side is added all around what was found
 COVERED = 0.1  # of a latent's place, to be of the subject
 
 
@@ -142,6 +141,4 @@ def outline_of(differences: Tensor) -> Tensor:
     together = reduce(maps / means.clamp_min(1e-12), "n h w -> 1 1 h w", "mean")
     height, width = together.shape[-2:]
     found = rearrange(find_masks(together, height, width), "1 1 (h w) -> 1 1 h w", h=height)
-    margin = max(1, max(height, width) // MARGIN)
-    widened = F.max_pool2d(found.float(), 2 * margin + 1, stride=1, padding=margin)
-    return rearrange(widened > 0, "1 1 h w -> h w")
+    return rearrange(widen(found), "1 1 h w -> h w")
