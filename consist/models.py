@@ -6,7 +6,7 @@ Only safetensors are read. It must not know methods or runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from huggingface_hub import CacheNotFound, scan_cache_dir
 from safetensors import SafetensorError, safe_open
 
 from consist.errors import ConsistError, unknown
+from consist.training.disk import read_tensors
 from consist.training.files import MODELS, Lora, read_lora
 from consist.training.layouts import diffusers_header, diffusers_tensors
 from consist.training.naming import UNET
@@ -283,6 +284,16 @@ def load_lora(pipe: Pipeline, lora: Lora, adapter: str) -> None:
             pipe.load_lora_into_text_encoder(
                 tensors, None, model, prefix=component, low_cpu_mem_usage=True, **options
             )
+
+
+def trained_prompts(given: Sequence[str]) -> list[str]:
+    """What LoRA files, given as for ``add_loras``, say that they were trained on: "a xyz cat".
+
+    Raises:
+        ConsistError: One is missing or damaged.
+    """
+    headers = [read_tensors(Path(split_weight(text)[0]))[1] for text in given]
+    return [header["prompt"] for header in headers if header.get("prompt")]
 
 
 def split_weight(text: str) -> tuple[str, float]:

@@ -15,7 +15,7 @@ from consist.errors import ConsistError
 from consist.masks import SubjectTokens
 from consist.methods import build
 from consist.methods.method import Method, Prompting, reads_words
-from consist.models import MINI, Model, Pipeline, add_loras, set_scheduler
+from consist.models import MINI, Model, Pipeline, add_loras, set_scheduler, trained_prompts
 from consist.phrases import find_subject
 from consist.prompting import identity_tokens
 
@@ -50,7 +50,8 @@ def prepare(model: Model, config: RunConfig) -> Settings:
     subject_tokens(pipe, config, build(config.method))
     lora_tokens(pipe, config)
     if config.model == MINI:
-        warn_of_new_words(config.prompts, pipe.tokenizer.get_added_vocab())
+        trained = " ".join(trained_prompts(config.loras)).lower().split()
+        warn_of_new_words(config.prompts, {*pipe.tokenizer.get_added_vocab(), *trained})
     pipe.vae.enable_slicing()
     native = pipe.unet.config.sample_size * pipe.vae_scale_factor
     width, height = config.width or native, config.height or native

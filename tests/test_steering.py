@@ -181,7 +181,7 @@ def lora(tmp_path_factory):
     torch.manual_seed(0)
     unet.add_adapter(LoraConfig(r=2, target_modules=["to_v"], init_lora_weights=False))
     path = tmp_path_factory.mktemp("lora") / "a.safetensors"
-    write_lora(path, unet=unet)
+    write_lora(path, unet=unet, metadata={"prompt": "a th cat"})
     return path
 
 
@@ -199,6 +199,14 @@ def test_a_run_is_drawn_with_less_of_a_lora_in_the_negative(lora, tmp_path, meth
     plain = draw(lora, tmp_path / "plain", method=method)
     weak = draw(lora, tmp_path / "weak", method=method, lora_negative=0.0)
     assert all(largest_difference(*pair) > 8 for pair in zip(plain, weak, strict=True))
+
+
+def test_words_that_a_lora_was_trained_on_are_known(lora, tmp_path, caplog):
+    prompts = ("a th cat in Paris", "a th cat asleep")
+    config = RunConfig(prompts=prompts, seeds=(0, 1), steps=1, loras=(str(lora),), device="cpu")
+    generate(config, tmp_path / "run")
+    (warning,) = caplog.messages
+    assert warning.startswith("mini has never seen 'asleep'. It knows")
 
 
 def test_contrast_is_taken_back(lora, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from consist.errors import ConsistError
 
@@ -18,6 +17,8 @@ def words_of_subject(given: list[str], loras: list[str]) -> str:
         raise ConsistError(f"a pack is about one --subject, not {len(given)}")
     if given:
         return given[0]
+    from consist.models import trained_prompts
+
     if prompts := trained_prompts(loras):
         return prompts[0]
     reason = "no LoRA says what it was trained on" if loras else "there is no LoRA to say so"
@@ -29,21 +30,13 @@ def words_of_loras(given: list[str], loras: list[str], prompts: Sequence[str]) -
 
     Nothing where those words are not in all prompts: then it is what all begin with.
     """
+    from consist.models import trained_prompts
     from consist.packs import noun_of
 
     if given:
         return tuple(given)
     trained = {noun_of(prompt) for prompt in trained_prompts(loras)}
     return tuple(sorted(words for words in trained if all(words in prompt for prompt in prompts)))
-
-
-def trained_prompts(loras: list[str]) -> list[str]:
-    """What the files of LoRAs say that they were trained on, such as "a xyz cat"."""
-    from consist.models import split_weight
-    from consist.training.disk import read_tensors
-
-    headers = [read_tensors(Path(split_weight(text)[0]))[1] for text in loras]
-    return [header["prompt"] for header in headers if header.get("prompt")]
 
 
 def read_packs(names: list[str], subject: str, model: str) -> tuple[str, ...]:

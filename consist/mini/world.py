@@ -372,7 +372,7 @@ def vocabulary() -> dict[str, list[str]]:
         "patterns": list(PATTERNS),
         "builds": list(BUILDS),
         "hair": list(HAIRS),
-        "features": [kind.describe(size) for kind in SUBJECTS.values() for size in SIZES],
+        "features": sorted({k.describe(size) for k in SUBJECTS.values() for size in SIZES}),
         "accessories": [accessory for accessory in ACCESSORIES if accessory != "none"],
         "grammar": ["a", "an", "the", "with", "and", "in", "wearing"],
     }
