@@ -65,6 +65,11 @@ def test_its_two_commands_are_there_and_ci_runs_the_second():
     assert matching[0] == second
 
 
+def test_its_table_has_every_module():
+    modules = (path for path in (ROOT / "consist").glob("[!_]*.py"))
+    assert [path.name for path in modules if f"`consist/{path.name}`" not in README] == []
+
+
 def test_its_paths_exist():
     links = re.findall(r"\]\(([^)]*)\)", README)
     table = re.findall(r"^\| (.*?) \|", README, flags=re.MULTILINE)
