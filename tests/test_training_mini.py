@@ -1,5 +1,6 @@
 """Training `mini`: exact to resume, right in its formulas, whole from end to end at toy length."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from typer.testing import CliRunner
 
@@ -259,6 +260,31 @@ def test_begins_with_given_weights_and_keeps_its_eyes(tmp_path):
     assert (folder / "reader.safetensors").read_bytes() == WEIGHTS.read_bytes()
     configs = [path.read_text() for path in folder.rglob("*.json")]
     assert not any(str(MINI_FOLDER) in config for config in configs)
+
+
+def test_other_draws_are_the_same_each_time(tmp_path):
+    plain, other = session(tmp_path), replace(session(tmp_path), draws="a-")
+    assert other.random("unet", 3).random() == other.random("unet", 3).random()
+    assert other.random("unet", 3).random() != plain.random("unet", 3).random()
+
+
+def test_what_is_drawn_depends_on_the_start(tmp_path, monkeypatch):
+    drawn = []
+
+    def note(session, *parts):
+        drawn.append(session.draws)
+
+    monkeypatch.setattr("consist.mini.train.train_unet", note)
+    recipe = Recipe(pictures=64, unet_steps=1, reader_steps=0)
+    folder = train(tmp_path, recipe, CPU, lambda *a: None, MINI_FOLDER)
+    train(tmp_path, recipe, CPU, lambda *a: None, folder)
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(unet)
+    weights["conv_out.bias"][0] += 1
+    save_file(weights, unet, {"format": "pt"})
+    train(tmp_path, recipe, CPU, lambda *a: None, folder)
+    first, same, other = drawn
+    assert first == same != other
 
 
 def test_a_reader_learns_on_beside_a_model_that_stays(tmp_path):

@@ -206,6 +206,7 @@ class Session:
     device: torch.device
     report: Report
     started: float  # time.monotonic() when it began
+    draws: str = ""  # another text: other pictures, captions and noise at each step
 
     def fit(
         self,
@@ -243,7 +244,7 @@ class Session:
 
     def random(self, stage: str, step: int) -> Random:
         """The random source of one step."""
-        return Random(f"{stage}-{step}")
+        return Random(f"{self.draws}{stage}-{step}")
 
     def noise_source(self, rng: Random) -> torch.Generator:
         """A generator on the device, seeded from ``rng``."""

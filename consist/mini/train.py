@@ -6,6 +6,7 @@ folder and is skipped when it is there, and the long ones continue from their la
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from dataclasses import dataclass
@@ -77,7 +78,9 @@ def _train(
 ) -> Path:
     given = None if start is None else load_parts(start)
     folder.mkdir(parents=True, exist_ok=True)
-    session = Session(folder, recipe, device, report, time.monotonic())
+    # weights that learned from the draws of their own start meet other ones
+    draws = "" if given is None else f"{fingerprint(given.unet)}-"
+    session = Session(folder, recipe, device, report, time.monotonic(), draws)
     album = draw_pictures(folder, recipe.pictures)
     vae = given.vae.to(device) if given else train_vae(session, album)
     latents = encode_pictures(folder / "latents.safetensors", vae, album, session)
@@ -137,6 +140,14 @@ def load_parts(folder: Path) -> Parts:
 def shapes(network: nn.Module) -> dict[str, torch.Size]:
     """The shape of each weight."""
     return {name: weight.shape for name, weight in network.named_parameters()}
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Eight characters that tell the weights of a network from others."""
+    digest = hashlib.sha256()
+    for weight in network.parameters():
+        digest.update(weight.detach().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 def copy_reader(source: Path, target: Path) -> None:
