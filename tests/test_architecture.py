@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 LEVELS = {
     "consist.errors": 0,
     "consist.worklist": 0,
+    "consist.digests": 0,
     "consist.noise": 0,
     "consist.spectrum": 0,
     "consist.decomposition": 0,

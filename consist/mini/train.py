@@ -6,7 +6,6 @@ folder and is skipped when it is there, and the long ones continue from their la
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from consist.digests import digest_of_weights
 from consist.errors import ConsistError
 from consist.mini.architecture import (
     assemble,
@@ -79,7 +79,7 @@ def _train(
     given = None if start is None else load_parts(start)
     folder.mkdir(parents=True, exist_ok=True)
     # weights that learned from the draws of their own start meet other ones
-    draws = "" if given is None else f"{fingerprint(given.unet)}-"
+    draws = "" if given is None else f"{digest_of_weights(given.unet)}-"
     session = Session(folder, recipe, device, report, time.monotonic(), draws)
     album = draw_pictures(folder, recipe.pictures)
     vae = given.vae.to(device) if given else train_vae(session, album)
@@ -140,14 +140,6 @@ def load_parts(folder: Path) -> Parts:
 def shapes(network: nn.Module) -> dict[str, torch.Size]:
     """The shape of each weight."""
     return {name: weight.shape for name, weight in network.named_parameters()}
-
-
-def fingerprint(network: nn.Module) -> str:
-    """Eight characters that tell the weights of a network from others."""
-    digest = hashlib.sha256()
-    for weight in network.parameters():
-        digest.update(weight.detach().numpy().tobytes())
-    return digest.hexdigest()[:8]
 
 
 def copy_reader(source: Path, target: Path) -> None:

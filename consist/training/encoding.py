@@ -16,8 +16,9 @@ from diffusers import AutoencoderTiny
 from einops import rearrange
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
+from consist.digests import digest_of_weights
 from consist.models import Pipeline
 from consist.run import write_atomically
 from consist.training.photos import Photo, View, as_pixels, cut
@@ -121,12 +122,3 @@ class Texts:
             found = found * rearrange(said, "n -> n 1 1")
             pooled = None if pooled is None else pooled * rearrange(said, "n -> n 1")
         return found, pooled
-
-
-def digest_of_weights(module: nn.Module) -> str:
-    """Tells a module's weights from others: 16 hex digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
