@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from consist.mini.architecture import build_tokenizer, build_unet
 from consist.mini.autoencoder import Album, crop, draw_pictures, off_standard, picture
 from consist.mini.denoiser import (
     DETAIL_WEIGHT,
+    PAIRS_MORE,
     SUBJECT_WEIGHT,
+    choose_pictures,
     coverage,
     details_of,
     extra_weights,
@@ -172,6 +175,14 @@ def test_timesteps_are_one_from_each_part_of_a_rising_density():
     many = stratified_timesteps(10_000, 1000, torch.Generator().manual_seed(0))
     assert many.max() == 999
     assert (many < 500).float().mean().item() == pytest.approx(0.25, abs=0.001)
+
+
+def test_pairs_are_learned_from_more_often_than_they_come():
+    chosen = choose_pictures(100, [3, 4], 10_000, Random(0))
+    assert set(chosen) == set(range(100))
+    share = sum(number in (3, 4) for number in chosen) / len(chosen)
+    assert share == pytest.approx(PAIRS_MORE + (1 - PAIRS_MORE) * 0.02, abs=0.01)
+    assert set(choose_pictures(2, [], 10, Random(0))) == {0, 1}
 
 
 @pytest.mark.parametrize("fast", [True, False])

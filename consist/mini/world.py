@@ -291,14 +291,14 @@ SPARING = Naming(
 GENEROUS = Naming(
     nothing=0.15,
     alone={
-        "color": 0.9,
+        "color": 0.85,
         "pattern": 0.85,
         "feature": 0.7,
         "build": 0.6,
         "accessory": 0.9,
         "hair": 0.85,
     },
-    in_pairs={"color": 0.85, "accessory": 0.5},
+    in_pairs={"color": 0.85, "accessory": 0.6},
 )
 
 
