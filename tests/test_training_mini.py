@@ -19,13 +19,15 @@ from consist.mini.architecture import build_tokenizer, build_unet
 from consist.mini.autoencoder import Album, crop, draw_pictures, off_standard, picture
 from consist.mini.denoiser import (
     DETAIL_WEIGHT,
-    PAIRS_MORE,
+    PAIRED,
+    PATTERNED,
+    STYLED,
     SUBJECT_WEIGHT,
-    choose_pictures,
     coverage,
     details_of,
     extra_weights,
     faded,
+    frequency,
     hidden_weights,
     stratified_timesteps,
     train_unet,
@@ -34,7 +36,7 @@ from consist.mini.denoiser import (
 from consist.mini.fitting import OutOfTime, Recipe, Session, Trainee, is_fast_in_half
 from consist.mini.reader import WEIGHTS, load_reader
 from consist.mini.train import copy_reader, load_parts, train
-from consist.mini.world import draw
+from consist.mini.world import Picture, bare, draw, sample_picture
 from consist.models import MINI_FOLDER
 
 CPU = torch.device("cpu")
@@ -177,12 +179,34 @@ def test_timesteps_are_one_from_each_part_of_a_rising_density():
     assert (many < 500).float().mean().item() == pytest.approx(0.25, abs=0.001)
 
 
-def test_pairs_are_learned_from_more_often_than_they_come():
-    chosen = choose_pictures(100, [3, 4], 10_000, Random(0))
-    assert set(chosen) == set(range(100))
-    share = sum(number in (3, 4) for number in chosen) / len(chosen)
-    assert share == pytest.approx(PAIRS_MORE + (1 - PAIRS_MORE) * 0.02, abs=0.01)
-    assert set(choose_pictures(2, [], 10, Random(0))) == {0, 1}
+def test_what_is_hard_to_draw_is_learned_from_more_often():
+    some = sample_picture(Random(0)).figures[0]
+    plain = replace(some, identity=bare(some.identity))
+    spotted = replace(
+        plain, identity=replace(plain.identity, pattern="spots", pattern_color="white")
+    )
+    for figures, times in (([plain], 1.0), ([spotted], PATTERNED), ([plain, spotted], PAIRED)):
+        flat = Picture(figures=tuple(figures), scene="beach", scene_seed=0)
+        assert frequency(flat) == times
+        assert frequency(replace(flat, style="pixel")) == times * STYLED
+
+
+def test_a_batch_is_of_pictures_by_their_frequency(tmp_path, monkeypatch):
+    losses, described = [], []
+
+    def describe(one, *_):
+        described.append(one)
+        return ""
+
+    monkeypatch.setattr(Session, "fit", lambda self, *args: losses.append(args[4]))
+    monkeypatch.setattr("consist.mini.denoiser.frequency", lambda one: float(one == picture(1)))
+    monkeypatch.setattr("consist.mini.denoiser.caption", describe)
+    parts = load_parts(MINI_FOLDER)
+    album, latents = draw_pictures(tmp_path, 2), torch.zeros(2, 8, 16, 16)
+    learning = session(tmp_path, unet_batch=4)
+    train_unet(learning, parts.tokenizer, parts.encoder, parts.unet, latents, album)
+    losses[0](0)
+    assert described == [picture(1)] * 4
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -291,7 +291,7 @@ SPARING = Naming(
 GENEROUS = Naming(
     nothing=0.15,
     alone={
-        "color": 0.85,
+        "color": 0.7,
         "pattern": 0.85,
         "feature": 0.7,
         "build": 0.6,
