@@ -106,8 +106,15 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> Model:
         kind = type(pipe).__name__
         raise ConsistError(f"model {name} is a {kind}; consist draws with SD 1.x, SD 2.x and SDXL")
     pipe.set_progress_bar_config(disable=True)
-    defaults = MINI_DEFAULTS if name == MINI else DEFAULTS[type(pipe)]
-    return Model(pipe.to(place), defaults)
+    return Model(pipe.to(place), _defaults_of(pipe))
+
+
+def _defaults_of(pipe: Pipeline) -> Defaults:
+    # a `mini` that somebody trained is one too, wherever it lies
+    make = json.loads((MINI_FOLDER / "unet" / "config.json").read_text())
+    if all(pipe.unet.config[key] == make[key] for key in ("in_channels", "cross_attention_dim")):
+        return MINI_DEFAULTS
+    return DEFAULTS[type(pipe)]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from consist.errors import ConsistError
 from consist.methods import build
 from consist.models import (
     DEFAULTS,
+    MINI_DEFAULTS,
     MINI_FOLDER,
     SCHEDULERS,
     add_loras,
@@ -36,6 +37,11 @@ def test_loads_mini():
     model = load("mini")
     assert type(model.pipe) is StableDiffusionPipeline
     assert model.pipe.unet.dtype == torch.float32
+
+
+def test_a_mini_in_another_place_has_its_defaults(tmp_path):
+    shutil.copytree(MINI_FOLDER, tmp_path / "mine")
+    assert load(str(tmp_path / "mine")).defaults == load("mini").defaults == MINI_DEFAULTS
 
 
 def test_any_text_tokenizes_in_mini():
