@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from consist.backend import choose
 from consist.models import pick_device, pick_dtype
 from consist.origin import versions
+from consist.packages import conflicts
 
 EXTRAS = {
     "tensorboard": "curves while training: pip install 'consist[train]'",
@@ -28,6 +29,8 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "precision", str(dtype).removeprefix("torch.")
     backend, reason = choose("auto", device, dtype)
     yield "attention", f"{backend}: {reason}"
+    for sentence in conflicts():
+        yield "does not fit", sentence
     yield "model cache", constants.HF_HUB_CACHE
     for package, use in EXTRAS.items():
         if find_spec(package) is None:

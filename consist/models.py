@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from diffusers import (
@@ -29,12 +29,15 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from huggingface_hub import CacheNotFound, scan_cache_dir
+from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 
+from consist.adapters import load_adapter
 from consist.errors import ConsistError, unknown
+from consist.packages import check_adapters
 from consist.training.disk import read_tensors
 from consist.training.files import MODELS, Lora, read_lora
-from consist.training.layouts import diffusers_header, diffusers_tensors
+from consist.training.layouts import diffusers_header, peft_tensors
 from consist.training.naming import UNET
 
 Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
@@ -244,6 +247,8 @@ def add_loras(pipe: Pipeline, given: tuple[str, ...]) -> None:
     Raises:
         ConsistError: One is missing, damaged, no LoRA, or for another model.
     """
+    if given:
+        check_adapters()
     weights: dict[str, float] = {}
     for number, text in enumerate(given):
         name, weight = split_weight(text)
@@ -280,17 +285,18 @@ def load_lora(pipe: Pipeline, lora: Lora, adapter: str) -> None:
     ``load_lora_weights`` takes one alpha for all modules of a Kohya file, and drops its DoRA; what
     it does with a file of its own layout is right.
     """
-    tensors = dict(diffusers_tensors(lora.modules))
     header = json.loads(diffusers_header(lora.modules))
-    options: dict[str, Any] = {"adapter_name": adapter, "metadata": header, "_pipeline": pipe}
     for component in [name for name, count in lora.counts.items() if count]:
-        model = getattr(pipe, component)
-        if component == UNET:
-            pipe.load_lora_into_unet(tensors, None, model, low_cpu_mem_usage=True, **options)
-        else:
-            pipe.load_lora_into_text_encoder(
-                tensors, None, model, prefix=component, low_cpu_mem_usage=True, **options
-            )
+        model, prefix = getattr(pipe, component), f"{component}."
+        own = {key.removeprefix(prefix): x for key, x in header.items() if key.startswith(prefix)}
+        # newer versions of transformers have no inner model where there is no projection
+        inner = prefix if hasattr(model, "text_model") else f"{prefix}text_model."
+        tensors = {
+            key.removeprefix(prefix if component == UNET else inner): tensor
+            for key, tensor in peft_tensors(lora.modules)
+            if key.startswith(prefix)
+        }
+        load_adapter(model, LoraConfig(**own), tensors, adapter)
 
 
 def trained_prompts(given: Sequence[str]) -> list[str]:

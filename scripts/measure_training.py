@@ -23,7 +23,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,7 @@ def state(
         "title": __doc__.splitlines()[0],
         "question": __doc__.strip(),
         "command": command(options),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(MINI),
         "hardware": {"device": describe(pick_device(options.device)), "cpu": name_cpu()},
         "seed": options.seed,

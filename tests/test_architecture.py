@@ -10,6 +10,8 @@ ROOT = Path(__file__).parent.parent
 # longest prefix wins; the package itself is lazy and belongs to nobody
 LEVELS = {
     "consist.errors": 0,
+    "consist.adapters": 0,
+    "consist.packages": 1,
     "consist.worklist": 0,
     "consist.digests": 0,
     "consist.noise": 0,

@@ -10,7 +10,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,7 @@ def state(options: argparse.Namespace, work: Work, evaluation: Evaluation) -> di
     """How an ablation was done."""
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(options.model),
         "hardware": {"device": describe(pick_device(options.device)), "cpu": name_cpu()},
         "benchmark": options.benchmark,

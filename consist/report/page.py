@@ -6,7 +6,7 @@ import html
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.resources import files
 from string import Template
 from typing import Any
@@ -108,7 +108,7 @@ def _work(runs: Sequence[Run], sets: int) -> Iterator[tuple[str, str]]:
     pictures = sum(len(run.prompts) for run in runs)
     isolated = sum(len(run.prompts) for run in runs if ISOLATED in run.rows)
     times = [run.folder.record_path.stat().st_mtime for run in runs]
-    first, last = (f"{datetime.fromtimestamp(f(times), timezone.utc):%Y-%m-%d}" for f in (min, max))
+    first, last = (f"{datetime.fromtimestamp(f(times), UTC):%Y-%m-%d}" for f in (min, max))
     yield "sets", str(sets)
     yield "pictures", f"{pictures} shared, {isolated} without"
     yield "drawn", first if first == last else f"{first} to {last}"

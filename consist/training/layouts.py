@@ -182,6 +182,15 @@ def diffusers_tensors(updates: Updates) -> Iterator[tuple[str, Tensor]]:
             yield f"{module}.lora_magnitude_vector.weight", update.magnitude
 
 
+def peft_tensors(updates: Updates) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of an adapter of peft, each behind the name of its component."""
+    for module, update in updates.items():
+        yield f"{module}.lora_A.weight", update.down
+        yield f"{module}.lora_B.weight", update.up
+        if update.magnitude is not None:
+            yield f"{module}.lora_magnitude_vector.weight", update.magnitude
+
+
 def diffusers_header(updates: Updates) -> str:
     """The config of each component's adapter, as diffusers' loader takes it, in JSON.
 

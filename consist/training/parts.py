@@ -15,7 +15,9 @@ from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from torch import nn
 
+from consist.adapters import add_adapter, switch_adapters
 from consist.models import DTYPES, Pipeline
+from consist.packages import check_adapters
 from consist.training.recipe import (
     DREAMBOOTH,
     LORA,
@@ -56,6 +58,7 @@ class Parts:
                 module.requires_grad_(False)
                 module.to(torch.float32 if name in whole else self.dtype)
         if config.kind == LORA:
+            check_adapters()
             self._add_adapters()
         elif config.kind == TEXTUAL_INVERSION:
             self._free_words()
@@ -78,7 +81,7 @@ class Parts:
                     init_lora_weights="gaussian",
                     target_modules=of_unet if name == "unet" else TEXT_TARGETS,
                 )
-                module.add_adapter(adapter, "default")
+                add_adapter(module, adapter)
         cast_training_params(list(self.trained.values()), torch.float32)
 
     def _free_words(self) -> None:
@@ -149,14 +152,14 @@ class Parts:
             if self.copies:
                 setattr(self.pipe, name, self.copies[name])
             else:
-                module.disable_adapters()
+                switch_adapters(module, on=False)
 
     def _return(self) -> None:
         for name, module in self.trained.items():
             if self.copies:
                 setattr(self.pipe, name, module)
             else:
-                module.enable_adapters()
+                switch_adapters(module, on=True)
 
 
 def text_encoders(pipe: Pipeline) -> list[str]:
