@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
-    "shared_attention": "consist.attention",
+    "shared_attention": "consist.attention.processor",
     "Isolated": "consist.methods.isolated",
     "Shared": "consist.methods.spectral",
     "Spectral": "consist.methods.spectral",
@@ -14,20 +14,20 @@ _PUBLIC = {
     "OnePrompt": "consist.methods.one_prompt",
     "StoryDiffusion": "consist.methods.storydiffusion",
     "StyleAligned": "consist.methods.stylealigned",
-    "weak_unconditional": "consist.steering",
-    "find_subject": "consist.phrases",
-    "encode_prompts": "consist.prompting",
-    "identity_tokens": "consist.prompting",
-    "generate": "consist.drawing",
-    "RunConfig": "consist.config",
-    "extend": "consist.more",
-    "redo": "consist.more",
-    "take_subject": "consist.more",
-    "with_references": "consist.references",
-    "new_words": "consist.words",
-    "Subject": "consist.subject",
+    "weak_unconditional": "consist.attention.lora_guidance",
+    "find_subject": "consist.prompts.phrases",
+    "encode_prompts": "consist.prompts.one_prompt",
+    "identity_tokens": "consist.prompts.one_prompt",
+    "generate": "consist.runs.drawing",
+    "RunConfig": "consist.runs.config",
+    "extend": "consist.runs.extending",
+    "redo": "consist.runs.extending",
+    "take_subject": "consist.runs.extending",
+    "with_references": "consist.runs.references",
+    "new_words": "consist.models.new_words",
+    "Subject": "consist.runs.subject",
     "finetune": "consist.training.finetune",
-    "TrainConfig": "consist.training.recipe",
+    "TrainConfig": "consist.training.config",
 }
 __all__ = list(_PUBLIC)
 

@@ -1,8 +1,8 @@
 """How much one program of the attention kernel takes on at a time, read from ``tiles.json``.
 
 The file has ``[queries, keys, warps, stages]`` by device, head size and length. Those of "default"
-were chosen by what they need on compute capability 9.0, not by time; ``scripts/tune_kernel.py``
-adds those of the device that it runs on.
+were chosen by what they need on compute capability 9.0, not by time;
+``scripts/bench/kernel_tiles.py`` adds those of the device that it runs on.
 """
 
 import functools

@@ -17,7 +17,7 @@ from consist.mini.styles import STYLES
 from consist.mini.subjects import COLORS, SUBJECTS
 from consist.mini.world import HELD_OUT, SPARING, describe, sample_identity, with_article
 
-OUT = Path(__file__).parent.parent / "consist" / "benchmarks" / "mini-sets.yaml"
+OUT = Path(__file__).parent.parent / "consist" / "runs" / "many" / "benchmarks" / "mini-sets.yaml"
 HEAD = """\
 # Made by scripts/make_mini_sets.py. The format is that of ConsiStory+, with a seed and tags:
 # a prompt is style, subject and one of the settings; the category is a tag too.

@@ -37,25 +37,25 @@ logged() {
 tests() { logged 120 tests python3 -m pytest -o addopts= -m gpu -q -p no:cacheprovider tests; }
 
 attention() {
-    logged "$1" bench-attention python3 scripts/bench_attention.py --device cuda "${@:2}"
+    logged "$1" bench-attention python3 scripts/bench/attention.py --device cuda "${@:2}"
     cp scripts/results/bench_attention-*.json "$out/"
 }
 
 steps() {
-    logged 60 "bench-$1-$2" python3 scripts/bench_batch.py --model "$1" --backend "$2" \
+    logged 60 "bench-$1-$2" python3 scripts/bench/batch.py --model "$1" --backend "$2" \
         --anchors 2 --steps 4 --rounds 5
 }
 
 kernels() {
     tests
-    logged 90 tiles python3 scripts/tune_kernel.py --out "$out/tiles.json"
+    logged 90 tiles python3 scripts/bench/kernel_tiles.py --out "$out/tiles.json"
     # the benchmarks take the tiles that were found
     if [ -e "$out/tiles.json" ]; then cp "$out/tiles.json" "$site/consist_kernels/tiles.json"; fi
     attention 140 --only "sdxl 64" "sdxl 32" sd15 --share 0.25 1 --rounds 5
     for model in sdxl sd15; do
         for backend in triton torch; do steps $model $backend; done
     done
-    logged 40 solver python3 scripts/check_solver.py
+    logged 40 solver python3 scripts/check/solver.py
 }
 
 train() {
@@ -67,7 +67,7 @@ print(safe_open('$work/unet.safetensors', 'pt').metadata()['step'])") || return
     logged 240 train-end $command --steps $((step * 4 / 3))
     tar -C "$work" -c mini | split -b 15M - "$out/mini.tar."
     # the model is safe; how good it is can be measured elsewhere too
-    logged 80 mini python3 scripts/measure_mini.py "$out/measured" --model "$work/mini" \
+    logged 80 mini python3 scripts/measure/mini.py "$out/measured" --model "$work/mini" \
         --reader "$work/mini/reader.safetensors" --prompts 500 --free 200
     find "$out/measured" -name "0*.png" -delete
 }

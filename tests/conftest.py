@@ -30,9 +30,9 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from consist.config import RunConfig
-from consist.drawing import load_model
 from consist.mini.architecture import build_tokenizer
+from consist.runs.config import RunConfig
+from consist.runs.drawing import load_model
 
 WIDTH = 32
 

@@ -7,11 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-from consist.across import generate_across
-from consist.config import RunConfig
 from consist.errors import ConsistError
-from consist.ranks import joined
-from consist.worklist import unwatched
+from consist.runs.config import RunConfig
+from consist.runs.many.one_batch import generate_across
+from consist.runs.many.ranks import joined
+from consist.runs.many.worklist import unwatched
 
 
 def main(folder: Path) -> None:

@@ -9,10 +9,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from consist.cli import app
-from consist.config import RunConfig
-from consist.origin import versions
-from consist.subject import Subject
-from consist.training.disk import write_tensors
+from consist.models.tensor_files import write_tensors
+from consist.runs.config import RunConfig
+from consist.runs.subject import Subject
+from consist.runs.versions import versions
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,13 +7,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from consist.cli import app
-from consist.models import Defaults, Model
+from consist.models.loading import Defaults, Model
 from consist.training import checkpoints
 from consist.training.checkpoints import read_checkpoint
+from consist.training.config import TrainConfig
 from consist.training.denoising import Denoising
 from consist.training.finetune import choose_albums, choose_photos
 from consist.training.parts import Parts
-from consist.training.recipe import TrainConfig
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from consist.config import DEFAULT_METHOD, RunConfig
-from consist.run import RunFolder
+from consist.runs.config import DEFAULT_METHOD, RunConfig
+from consist.runs.folder import RunFolder
 
 # fields of a method that have an option of their own
 NAMED = ("keys", "values", "anchors", "strength")

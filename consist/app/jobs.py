@@ -12,9 +12,9 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from threading import Event, Lock
 
-from consist.drawing import Watch
 from consist.errors import ConsistError
-from consist.run import RunFolder
+from consist.runs.drawing import Watch
+from consist.runs.folder import RunFolder
 
 Work = Callable[[Watch], RunFolder]
 BUSY = "this window is drawing already; wait until it is done, or cancel it"

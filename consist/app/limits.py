@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from consist.config import RunConfig
 from consist.errors import ConsistError
+from consist.runs.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,10 @@ from consist.app.settings import (
     read_lines,
     split_spectrum,
 )
-from consist.config import DEFAULT_METHOD
 from consist.errors import ConsistError
 from consist.methods import METHODS, defaults_of
-from consist.phrases import split_identity
+from consist.prompts.phrases import split_identity
+from consist.runs.config import DEFAULT_METHOD
 
 Parts = dict[str, Any]  # components, and what holds them, by name
 EXAMPLE = "a cat in Paris\na cat on the moon"

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from consist.config import RunConfig
 from consist.errors import ConsistError
-from consist.run import RunFolder, default_folder
+from consist.runs.config import RunConfig
+from consist.runs.folder import RunFolder, default_folder
 
 # what a visitor may look at, inside a run
 PICTURE = re.compile(r"(isolated/)?[0-9]{3,}\.png")

@@ -6,11 +6,11 @@ import inspect
 from dataclasses import dataclass, fields
 from typing import Any
 
-from consist.config import RunConfig, parse_size, spread_seeds
 from consist.errors import ConsistError, unknown
 from consist.methods import METHODS, build, defaults_of
-from consist.more import check_weights_of
-from consist.subject import NAME, Subject
+from consist.runs.config import RunConfig, parse_size, spread_seeds
+from consist.runs.extending import check_weights_of
+from consist.runs.subject import NAME, Subject
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Rule:
     usual: float | None = None  # the number to begin with; None: it takes none
 
 
-# by their names in consist.spectrum
+# by their names in consist.spectra.rules
 RULES = {
     "identity": Rule("as it is", "Every direction counts as it does in the picture itself."),
     "energy": Rule(

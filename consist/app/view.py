@@ -8,9 +8,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from consist.app.jobs import Job
-from consist.config import RunConfig
-from consist.report.html import Html, tag
-from consist.run import ISOLATED, SHARED, RunFolder
+from consist.evaluation.report.html import Html, tag
+from consist.runs.config import RunConfig
+from consist.runs.folder import ISOLATED, SHARED, RunFolder
 
 EMPTY = tag(
     "div",

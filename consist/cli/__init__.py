@@ -12,12 +12,13 @@ import sys
 import typer
 from rich.table import Table
 
-from consist.cli import lora, subject, train
+from consist.cli import lora, subject
+from consist.cli import train_mini as train
+from consist.cli.app import open_page
 from consist.cli.batch import batch
 from consist.cli.console import out, plain_failures
 from consist.cli.evaluate import evaluate, write_page
 from consist.cli.extend import extend
-from consist.cli.page import open_page
 from consist.cli.redo import redo
 
 app = typer.Typer(
@@ -51,7 +52,7 @@ def main() -> None:
 def models() -> None:
     """List the models that can be used without a download."""
     with plain_failures():
-        from consist.models import local_models
+        from consist.models.loading import local_models
 
         table = Table("model", "kind", "size", "where", box=None)
         for model in local_models():
@@ -64,7 +65,7 @@ def models() -> None:
 def doctor() -> None:
     """Say what will run here, and what to install for more."""
     with plain_failures():
-        from consist.doctor import findings
+        from consist.cli.doctor import findings
 
         table = Table(box=None, show_header=False)
         for topic, finding in findings():

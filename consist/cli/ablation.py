@@ -18,23 +18,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from consist.ablation.comparison import Comparison, compare
-from consist.ablation.measuring import Work, measure
-from consist.ablation.results import Trial, correction, name_cpu, write_results
-from consist.ablation.settings import HALVES, Setting, choose, split_half
-from consist.benchmarks import load_benchmark, select, shorten
 from consist.cli.console import hide_loading_bars, out, progress_bar, say
-from consist.cli.working import ENGINES, choose_engine
-from consist.doctor import describe
+from consist.cli.doctor import describe
+from consist.cli.engine_options import ENGINES, choose_engine
 from consist.errors import ConsistError
-from consist.intervals import Interval
-from consist.judges import load_judges
-from consist.judges.judge import Judge
-from consist.models import MINI, pick_device
-from consist.origin import versions
-from consist.ranks import joined
-from consist.run import ISOLATED, RunFolder
-from consist.scores import QUALITIES, SCORES, Evaluation, read_scores
+from consist.evaluation.ablation.comparison import Comparison, compare
+from consist.evaluation.ablation.measuring import Work, measure
+from consist.evaluation.ablation.results import Trial, correction, name_cpu, write_results
+from consist.evaluation.ablation.settings import HALVES, Setting, choose, split_half
+from consist.evaluation.intervals import Interval
+from consist.evaluation.judges import load_judges
+from consist.evaluation.judges.judge import Judge
+from consist.evaluation.scores import QUALITIES, SCORES, Evaluation, read_scores
+from consist.models.loading import MINI, pick_device
+from consist.runs.folder import ISOLATED, RunFolder
+from consist.runs.many.benchmarks import load_benchmark, select, shorten
+from consist.runs.many.ranks import joined
+from consist.runs.versions import versions
 
 QUICK_SETS, QUICK_STEPS, QUICK_SETTINGS = 3, 6, 8
 WIDTH = 200  # letters of the table where it is written to a file
@@ -57,7 +57,7 @@ def ablate(
 ) -> None:
     """Runs a script: draws and measures its settings, prints a table and writes the results.
 
-    They are ``NAME.json`` and ``NAME.svg`` in ``results`` beside ``ablate_NAME.py``,
+    They are ``NAME.json`` and ``NAME.svg`` in ``scripts/results`` for ``scripts/ablate/NAME.py``,
     ``NAME-second`` of the second half, ``NAME-2`` of the first two pictures of each set; those of a
     quick try go to the folder of all runs. Nothing is written before all runs are finished, which
     several shards may do together.
@@ -101,12 +101,12 @@ def make_parser(question: str, script: Path) -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--dtype", default="auto", help="auto, float32, float16 or bfloat16")
     add("--out", type=Path, default=Path("runs/ablations"), help="folder of all runs, to resume")
-    add("--results", type=Path, default=script.parent / "results", help="folder of the results")
+    add("--results", type=Path, default=script.parents[1] / "results", help="folder of the results")
     add("--reader", action="store_true", help="measure with it, as always with the model mini")
     for name in ENCODERS:
         add(f"--{name.replace('_', '-')}", help="measure with it, as in consist evaluate")
     add("--subject", help="what the segmenter shall find, where a set does not say")
-    parser.set_defaults(name=script.stem.removeprefix("ablate_"))
+    parser.set_defaults(name=script.stem)
     return parser
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consist.cli.console import hide_loading_bars, out, plain_failures, progress_bar, say
+from consist.cli.engine_options import Address, EngineName, Shard, Workers
 from consist.cli.options import (
     WHERE,
     Anchors,
@@ -32,13 +33,12 @@ from consist.cli.options import (
 )
 from consist.cli.pack import is_told, read_packs, words_of_loras, words_of_subject
 from consist.cli.sets import MANY, OF_SETS, SetsCommand, batch_sets, read_sets
-from consist.cli.working import Address, EngineName, Shard, Workers
-from consist.config import DEFAULT_METHOD, RunConfig, parse_size, plan_run, spread_seeds
 from consist.errors import ConsistError
-from consist.ranks import joined
+from consist.runs.config import DEFAULT_METHOD, RunConfig, parse_size, plan_run, spread_seeds
+from consist.runs.many.ranks import joined
 
 if TYPE_CHECKING:
-    from consist.run import RunFolder
+    from consist.runs.folder import RunFolder
 
 # what a saved subject has of its own
 OF_SUBJECT = (
@@ -164,7 +164,7 @@ def batch(
         else:
             refuse_given(context, ["cache"], "goes with --like, or with consist extend")
             if pack:
-                from consist.packs import noun_of
+                from consist.prompts.packs import noun_of
 
                 words = words_of_subject(subject or [], lora or [])
                 texts += read_packs(pack, words, model)
@@ -244,8 +244,8 @@ def scenes_of(
     name: str, prompts: tuple[str, ...], seeds: tuple[int, ...], same_noise: bool, cache: bool
 ) -> RunConfig:
     """A run of a saved subject, drawn from the cache beside it or not."""
-    from consist.more import check_weights_of
-    from consist.subject import Subject, cache_path
+    from consist.runs.extending import check_weights_of
+    from consist.runs.subject import Subject, cache_path
 
     subject = Subject.load(name)
     check_weights_of(subject)
@@ -257,7 +257,7 @@ def look_at(config: RunConfig, references: list[Path], prompts: list[str]) -> Ru
     """A run with references, if any are given."""
     if not references and not prompts:
         return config
-    from consist.references import with_references
+    from consist.runs.references import with_references
 
     return with_references(config, references, prompts)
 
@@ -265,7 +265,7 @@ def look_at(config: RunConfig, references: list[Path], prompts: list[str]) -> Ru
 def check_and_print(config: RunConfig) -> None:
     """Checks what can be checked without the model, and prints the config."""
     from consist.methods import build
-    from consist.run import default_folder
+    from consist.runs.folder import default_folder
 
     anchors = build(config.method).anchor_count(len(config.with_anchors().prompts))
     plan_run(config, anchors, range(len(config.prompts)))
@@ -275,12 +275,12 @@ def check_and_print(config: RunConfig) -> None:
 def draw(config: RunConfig, folder: Path | None) -> RunFolder | None:
     """Draws a run behind a progress bar; None in all but the first of several processes."""
     with joined(config.device) as ranks, progress_bar("drawing", shown=ranks.leads) as watch:
-        from consist.drawing import generate
+        from consist.runs.drawing import generate
 
         hide_loading_bars()
         if ranks.count == 1:
             return generate(config, folder, watch)
-        from consist.across import generate_across
+        from consist.runs.many.one_batch import generate_across
 
         return generate_across(ranks, config, folder, watch)
 

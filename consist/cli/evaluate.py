@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from consist.cli.console import hide_loading_bars, out, plain_failures, progress_bar, say
+from consist.cli.engine_options import Address, EngineName, Shard, Workers, choose_engine
 from consist.cli.options import (
     WHERE,
     Anchors,
@@ -30,14 +31,13 @@ from consist.cli.options import (
     read_method,
     refuse_given,
 )
-from consist.cli.working import Address, EngineName, Shard, Workers, choose_engine
-from consist.config import DEFAULT_METHOD
 from consist.errors import ConsistError
-from consist.ranks import joined
+from consist.runs.config import DEFAULT_METHOD
+from consist.runs.many.ranks import joined
 
 if TYPE_CHECKING:
-    from consist.benchmarks import PromptSet
-    from consist.scores import Evaluation, Summary
+    from consist.evaluation.scores import Evaluation, Summary
+    from consist.runs.many.benchmarks import PromptSet
 
 BENCHMARK = "Drawing a benchmark"
 ENCODERS = "Encoders, by hub id or folder"
@@ -154,11 +154,11 @@ def evaluate(
         }
         sets, chosen = read_sets(benchmark, tag, limit, shard) if benchmark else ([], [])
         with joined(device) as ranks, progress_bar("measuring", shown=ranks.leads) as watch:
-            from consist.evaluate import default_out, evaluate_benchmark, evaluate_runs
-            from consist.judges import load_judges
-            from consist.models import MINI
-            from consist.run import find_runs
-            from consist.scores import SUMMARY, write_summary
+            from consist.evaluation.evaluate import default_out, evaluate_benchmark, evaluate_runs
+            from consist.evaluation.judges import load_judges
+            from consist.evaluation.scores import SUMMARY, write_summary
+            from consist.models.loading import MINI
+            from consist.runs.folder import find_runs
 
             hide_loading_bars()
             have_done = choose_engine(engine, address, workers, device, ranks)
@@ -202,7 +202,7 @@ def read_sets(
     benchmark: str, tag: str | None, limit: int | None, shard: str
 ) -> tuple[list[PromptSet], list[PromptSet]]:
     """All sets of a benchmark, and those to draw now."""
-    from consist.benchmarks import load_benchmark, select
+    from consist.runs.many.benchmarks import load_benchmark, select
 
     sets = load_benchmark(benchmark)
     return sets, select(sets, tag=tag, limit=limit, shard=shard)
@@ -218,7 +218,7 @@ def check_purpose(context: typer.Context, runs: list[Path] | None, benchmark: st
 
 def show_evaluation(evaluation: Evaluation) -> None:
     """Prints the scores of all sets, and the identity agreement of the sets of each tag."""
-    from consist.scores import QUALITIES, SCORES
+    from consist.evaluation.scores import QUALITIES, SCORES
 
     columns = ("sets", "with", "without", "difference")
     table = Table("score", "", *columns, box=None, padding=(0, 1))
@@ -261,9 +261,9 @@ def write_page(
     consist report runs/cat
     """
     with plain_failures():
-        from consist.report import write_report
-        from consist.run import find_runs
-        from consist.scores import SUMMARY, read_summary
+        from consist.evaluation.report import write_report
+        from consist.evaluation.scores import SUMMARY, read_summary
+        from consist.runs.folder import find_runs
 
         folders = [run for path in runs for run in find_runs(path)]
         summaries = [path / SUMMARY for path in runs if (path / SUMMARY).exists()]

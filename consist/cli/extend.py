@@ -38,8 +38,8 @@ def extend(
     with plain_failures("The finished pictures are kept; the same command continues."):
         texts = read_prompts(prompts or [], file)
         with progress_bar("drawing") as watch:
-            from consist import more
-            from consist.run import RunFolder
+            from consist.runs import extending as more
+            from consist.runs.folder import RunFolder
 
             hide_loading_bars()
             before = RunFolder(run).read_config()

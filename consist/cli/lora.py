@@ -14,7 +14,7 @@ from consist.cli.console import out, plain_failures, say
 from consist.errors import ConsistError
 
 if TYPE_CHECKING:
-    from consist.training.files import Lora
+    from consist.models.lora_files import Lora
 
 app = typer.Typer(help="Look into LoRA files, convert and merge them.", no_args_is_help=True)
 
@@ -39,7 +39,7 @@ def info(
     consist lora info cat.safetensors
     """
     with plain_failures():
-        from consist.training.files import cautions, read_lora
+        from consist.models.lora_files import cautions, read_lora
 
         lora = read_lora(file)
         facts = describe(lora) | {"bytes": file.stat().st_size}
@@ -69,7 +69,7 @@ def convert(
     consist lora convert cat.safetensors cat-kohya.safetensors --to kohya
     """
     with plain_failures():
-        from consist.training.files import read_lora
+        from consist.models.lora_files import read_lora
 
         check_target(target, [file], force)
         read_lora(file).save(target, to, precision(dtype))
@@ -91,9 +91,9 @@ def merge(
     The sum is exact; its rank is that of all together.
     """
     with plain_failures():
-        from consist.models import split_weight
-        from consist.training.files import read_lora
-        from consist.training.merging import merge as join
+        from consist.models.loading import split_weight
+        from consist.models.lora_files import read_lora
+        from consist.models.lora_merging import merge as join
 
         given = [split_weight(text) for text in files]
         if len(given) < 2:
@@ -123,7 +123,7 @@ def precision(name: str | None) -> Any:
         ConsistError: There is no such precision.
     """
     from consist.errors import unknown
-    from consist.models import DTYPES
+    from consist.models.loading import DTYPES
 
     if name is not None and name not in DTYPES:
         raise ConsistError(unknown("dtype", name, DTYPES))
@@ -132,7 +132,7 @@ def precision(name: str | None) -> Any:
 
 def describe(lora: Lora) -> dict[str, Any]:
     """What a LoRA is, by the names of the facts."""
-    from consist.training.files import MODELS
+    from consist.models.lora_files import MODELS
 
     width = lora.prompt_width
     tensors = [

@@ -17,7 +17,7 @@ def words_of_subject(given: list[str], loras: list[str]) -> str:
         raise ConsistError(f"a pack is about one --subject, not {len(given)}")
     if given:
         return given[0]
-    from consist.models import trained_prompts
+    from consist.models.loading import trained_prompts
 
     if prompts := trained_prompts(loras):
         return prompts[0]
@@ -30,8 +30,8 @@ def words_of_loras(given: list[str], loras: list[str], prompts: Sequence[str]) -
 
     Nothing where those words are not in all prompts: then it is what all begin with.
     """
-    from consist.models import trained_prompts
-    from consist.packs import noun_of
+    from consist.models.loading import trained_prompts
+    from consist.prompts.packs import noun_of
 
     if given:
         return tuple(given)
@@ -41,15 +41,15 @@ def words_of_loras(given: list[str], loras: list[str], prompts: Sequence[str]) -
 
 def read_packs(names: list[str], subject: str, model: str) -> tuple[str, ...]:
     """The prompts of packs, one pack after the other."""
-    from consist.packs import load_pack
+    from consist.prompts.packs import load_pack
 
     return tuple(prompt for name in names for prompt in load_pack(name, subject, model))
 
 
 def is_told(method: str) -> bool:
     """Whether a method of that name is told the words for its subject."""
+    from consist.attention.method import asks_for_subject
     from consist.methods import METHODS
-    from consist.methods.method import asks_for_subject
 
     kind = METHODS.get(method)
     return kind is not None and asks_for_subject(kind())

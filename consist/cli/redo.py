@@ -28,7 +28,7 @@ def redo(
     """
     with plain_failures("The same command continues."):
         with progress_bar("drawing") as watch:
-            from consist import more
+            from consist.runs import extending as more
 
             hide_loading_bars()
             folder = more.redo(run, image, prompt=prompt, seed=seed, watch=watch)

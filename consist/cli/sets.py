@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import typer
 
 from consist.cli.console import hide_loading_bars, out, progress_bar, say
-from consist.cli.working import choose_engine
-from consist.config import RunConfig
+from consist.cli.engine_options import choose_engine
 from consist.errors import ConsistError
-from consist.ranks import joined
-from consist.worklist import take_shard
+from consist.runs.config import RunConfig
+from consist.runs.many.ranks import joined
+from consist.runs.many.worklist import take_shard
 
 if TYPE_CHECKING:
-    from consist.benchmarks import PromptSet
-    from consist.sets import SetRun
+    from consist.runs.many.benchmarks import PromptSet
+    from consist.runs.many.sets import SetRun
 
 SUFFIXES = (".yaml", ".yml")
 # what a file of sets has of its own, or what belongs to one set alone
@@ -50,14 +50,14 @@ def read_sets(file: Path | None, prompts: Sequence[str]) -> list[PromptSet]:
         return []
     if prompts:
         raise ConsistError(f"prompts were given beside {file}, whose sets have their own")
-    from consist.benchmarks import load_benchmark
+    from consist.runs.many.benchmarks import load_benchmark
 
     return load_benchmark(file)
 
 
 def batch_sets(sets: Sequence[PromptSet], template: RunConfig, command: SetsCommand) -> None:
     """Draws sets as ``template`` says, and reports them."""
-    from consist.sets import Painter, place_sets, plan_sets
+    from consist.runs.many.sets import Painter, place_sets, plan_sets
 
     if len(command.seeds) > 1:
         raise ConsistError("a file of sets takes one seed, which is added to that of every set")

@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from consist.cli.console import err, out, plain_failures, say
-from consist.config import SELDOM
+from consist.runs.config import SELDOM
 
 if TYPE_CHECKING:
-    from consist.subject import Subject
+    from consist.runs.subject import Subject
 
 app = typer.Typer(help="Keep subjects, to draw more of them.", no_args_is_help=True)
 
@@ -35,7 +35,7 @@ def save(
     consist subject save runs/cat tom
     """
     with plain_failures():
-        from consist.more import take_subject
+        from consist.runs.extending import take_subject
 
         path = take_subject(run).save(name, force)
         say(f"{path}")
@@ -46,7 +46,7 @@ def list_all(as_json: AsJson = False) -> None:
     """List the subjects that were kept."""
     with plain_failures():
         from consist.errors import ConsistError
-        from consist.subject import Subject, list_subjects
+        from consist.runs.subject import Subject, list_subjects
 
         subjects: dict[str, Subject] = {}
         for name in list_subjects():
@@ -70,7 +70,7 @@ def list_all(as_json: AsJson = False) -> None:
 def show(name: Name, as_json: AsJson = False) -> None:
     """Show what a subject is made of."""
     with plain_failures():
-        from consist.subject import Subject, cache_path
+        from consist.runs.subject import Subject, cache_path
 
         subject = Subject.load(name)
         if as_json:

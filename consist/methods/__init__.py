@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from consist.attention.method import Method
 from consist.errors import ConsistError, unknown
 from consist.methods.consistory import Consistory
 from consist.methods.isolated import Isolated
 from consist.methods.matched import Matched
-from consist.methods.method import Method
 from consist.methods.notch import Notch
 from consist.methods.one_prompt import OnePrompt
 from consist.methods.sdsa import Sdsa

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from consist.correspondence import Matches
-from consist.methods.method import Site, Window, is_within
+from consist.attention.bank import Bank
+from consist.attention.correspondence import Matches
+from consist.attention.method import Site, Window, is_within
 from consist.methods.sdsa import Sdsa
-from consist.sharing import Bank
 
 INJECTED = ("down_blocks.", "up_blocks.")  # features are injected in encoder and decoder
 
@@ -24,10 +24,10 @@ class Consistory(Sdsa):
 
     Feature injection (section 4.3, appendix B): ``x <- (1 - alpha) x + alpha x_source`` on what
     self-attention gives, in the conditional half, where a place of the subject has a near match in
-    an anchor; see ``consist.correspondence``. It acts on the grid of the features, that of 64 x 64
-    tokens in SDXL, in encoder and decoder, for t in [680, 900] of 1000; the code goes on to 661.
-    Anchors inject from each other (section 4.4). All sources are read as they were before any
-    injection; in the code later images read earlier ones that are already injected into.
+    an anchor; see ``consist.attention.correspondence``. It acts on the grid of the features, that
+    of 64 x 64 tokens in SDXL, in encoder and decoder, for t in [680, 900] of 1000; the code goes on
+    to 661. Anchors inject from each other (section 4.4). All sources are read as they were before
+    any injection; in the code later images read earlier ones that are already injected into.
 
     Deviation: features and masks are those of the steps before, so that one run is enough. The
     paper takes them from a first run, features at t = 261, where there is less noise. 50 steps of

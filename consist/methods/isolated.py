@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from consist.methods.method import Site
-from consist.sharing import Bank
+from consist.attention.bank import Bank
+from consist.attention.method import Site
 
 
 @dataclass(frozen=True, kw_only=True)

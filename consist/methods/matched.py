@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from consist.attention.method import MATCHES
 from consist.methods.consistory import Consistory
-from consist.methods.method import MATCHES
 from consist.methods.sdsa import FIRST
 
 
@@ -11,14 +11,14 @@ from consist.methods.sdsa import FIRST
 class Matched(Consistory):
     """Every image attends to the first one, to what all anchors have in common, and takes features.
 
-    Four differences to ``Consistory``. Its subject masks are those of ``consist.matches``: keys of
-    self-attention that every other anchor has something like. They need no word for the subject,
-    and cover it better than cross-attention (``scripts/probe_subjects.py``). Since they let less of
-    a background pass, no token is dropped, and a shared token weighs more than an own one. Only the
-    subject of the first image is shown, which is drawn as if alone: images that all take from each
-    other often swap what they are, color above all, and their drawings get rough. And queries are
-    not blended: that changed no score, and costs a call of the UNet at early steps
-    (``scripts/ablate_matched.py`` for both).
+    Four differences to ``Consistory``. Its subject masks are those of
+    ``consist.attention.common_tokens``: keys of self-attention that every other anchor has
+    something like. They need no word for the subject, and cover it better than cross-attention
+    (``scripts/measure/subjects.py``). Since they let less of a background pass, no token is
+    dropped, and a shared token weighs more than an own one. Only the subject of the first image is
+    shown, which is drawn as if alone: images that all take from each other often swap what they
+    are, color above all, and their drawings get rough. And queries are not blended: that changed no
+    score, and costs a call of the UNet at early steps (``scripts/ablate/matched.py`` for both).
 
     Hypothesis: with masks from matches an image may look at another more, which brings more of
     the identity at the same leakage. It is refuted if this is not above ``Consistory`` on the front

@@ -2,8 +2,8 @@
 
 Hypothesis: the subject is in every anchor and a background in one only, so that a direction of the
 keys (or values) of which one anchor has nearly all the energy belongs to its background, however
-strong it is. The rules of ``consist.spectrum`` rank directions by energy instead, and would keep
-a background that is stronger than the subject. See ``docs/spectra.md`` for what was measured.
+strong it is. The rules of ``consist.spectra.rules`` rank directions by energy instead, and would
+keep a background that is stronger than the subject. See ``docs/spectra.md`` for what was measured.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from consist.decomposition import eigh, in_floats
-from consist.methods.method import Site
+from consist.attention.bank import Bank
+from consist.attention.method import Site
 from consist.methods.spectral import MATRICES, Reweighted
-from consist.sharing import Bank
+from consist.spectra.decomposition import eigh, in_floats
 
 Rule = Callable[[Tensor], Tensor]
 

@@ -1,6 +1,6 @@
 """All scenes in one prompt, told apart by singular values: 1Prompt1Story, arXiv:2501.13554.
 
-Prompts are joined, tokenized and encoded in ``consist.prompting``.
+Prompts are joined, tokenized and encoded in ``consist.prompts.one_prompt``.
 """
 
 import math
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from consist.decomposition import decompose
+from consist.attention.bank import Bank
+from consist.attention.method import Site
 from consist.errors import ConsistError
-from consist.methods.method import Site
 from consist.methods.spectral import Reweighted
-from consist.sharing import Bank
+from consist.spectra.decomposition import decompose
 
 END_SCALE = 0.9  # of the end tokens at every reweighting, with ends="scaled"
 

@@ -6,9 +6,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from consist.methods.method import MATCHES, WORDS, Site
+from consist.attention.bank import Bank, keep_tokens
+from consist.attention.method import MATCHES, WORDS, Site
 from consist.methods.spectral import Reweighted
-from consist.sharing import Bank, keep_tokens
 
 # whose subject is shown
 ALL, FIRST = "all", "first"
@@ -41,7 +41,7 @@ class Sdsa(Reweighted):
     masks: str = WORDS  # "words": cross-attention to the subject; "matches": as of Spectral
     source: str = ALL  # anchors whose subject is shown: "all", or "first" of them alone
     mask_dropout: float = 0.5  # chance that a subject token is left out, in [0, 1)
-    keys: str = "identity"  # spectrum of the keys, see consist.spectrum.parse_spectrum
+    keys: str = "identity"  # spectrum of the keys, see consist.spectra.rules.parse_spectrum
     values: str = "identity"  # spectrum of the values
 
     def __post_init__(self) -> None:

@@ -11,19 +11,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from consist.approximation import SOLVERS, find_solver
-from consist.backend import filter_tokens
-from consist.methods.method import (
-    BOTH,
-    CONDITIONAL,
-    MATCHES,
-    NONE,
-    Site,
-    Window,
-    is_within,
-)
-from consist.sharing import Bank, keep_tokens, pack
-from consist.spectrum import parse_spectrum
+from consist.attention.backends import filter_tokens
+from consist.attention.bank import Bank, keep_tokens, pack
+from consist.attention.method import BOTH, CONDITIONAL, MATCHES, NONE, Site, Window, is_within
+from consist.spectra.approximation import SOLVERS, find_solver
+from consist.spectra.rules import parse_spectrum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +115,13 @@ class Reweighted(Shared):
         ValueError: A field is out of its range, when made; more anchors than images, when called.
     """
 
-    keys: str = "identity"  # spectrum of the keys, see consist.spectrum.parse_spectrum
+    keys: str = "identity"  # spectrum of the keys, see consist.spectra.rules.parse_spectrum
     values: str = "identity"  # spectrum of the values
     width: str = "head"  # "head": each head alone; "full": all heads side by side
     pool: str = "all"  # "anchor": each anchor alone; "all": their tokens below one another
     centered: bool = True  # the mean token is kept out of the reweighting
     # how a map is found: "exact" by eigh, "fast" by products alone, "auto" fast on CUDA only; see
-    # consist.approximation
+    # consist.spectra.approximation
     solver: str = "auto"
 
     def __post_init__(self) -> None:
@@ -178,7 +170,8 @@ class Spectral(Reweighted):
     shall keep backgrounds out. Here keys are shared as they are, and the spectrum of the values is
     flattened: what leaked less at no loss of identity in ``docs/spectra.md``. With
     ``masks="matches"`` only those tokens of each anchor are shared that all other anchors have
-    something like, see ``consist.matches``; none at the first step, before that is known.
+    something like, see ``consist.attention.common_tokens``; none at the first step, before that is
+    known.
 
     Raises:
         ValueError: A field is out of its range, when made; more anchors than images, when called.

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from consist.methods.method import Site
+from consist.attention.bank import Bank, keep_tokens
+from consist.attention.method import Site
 from consist.methods.spectral import Shared
-from consist.sharing import Bank, keep_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from consist.methods.method import Site
+from consist.attention.bank import Bank
+from consist.attention.method import Site
 from consist.methods.spectral import Shared
-from consist.sharing import Bank
 
 
 @dataclass(frozen=True, kw_only=True)

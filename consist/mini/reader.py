@@ -2,7 +2,7 @@
 
 It finds the subjects and their outlines, and says the scene, the style and every attribute of
 identity with calibrated confidence. It is the yardstick of `consist evaluate`; its own error is
-measured by ``scripts/check_reader.py``. It must not know prompts, runs or methods.
+measured by ``scripts/check/reader.py``. It must not know prompts, runs or methods.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from accelerate import PartialState
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from consist.diffusion import PREDICTIONS, diffuse
 from consist.errors import ConsistError
+from consist.models.noising import PREDICTIONS, diffuse
 from consist.training.encoding import Latents, Texts
 from consist.training.losses import min_snr_weights, sample_losses
 from consist.training.outlines import Outlines

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from consist.digests import digest_of_weights
-from consist.models import Pipeline
-from consist.run import write_atomically
+from consist.models.loading import Pipeline
+from consist.runs.folder import write_atomically
 from consist.training.photos import Photo, View, as_pixels, cut
 
 

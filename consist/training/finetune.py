@@ -19,16 +19,26 @@ from accelerate import PartialState
 from diffusers import StableDiffusionXLPipeline
 
 from consist.errors import ConsistError
-from consist.models import MINI, Model, load, pick_device
-from consist.origin import peak_memory_gib, versions
-from consist.preparing import check_prompts
-from consist.run import write_atomically
+from consist.models.loading import MINI, Model, load, pick_device
+from consist.models.new_words import new_words
+from consist.runs.folder import write_atomically
+from consist.runs.preparing import check_prompts
+from consist.runs.versions import peak_memory_gib, versions
 from consist.training.checkpoints import checkpoints
+from consist.training.class_images import Draw, class_photos
+from consist.training.config import (
+    BASE,
+    CLASS_IMAGES,
+    DREAMBOOTH,
+    TEXTUAL_INVERSION,
+    TrainConfig,
+    differences,
+    remedies,
+)
 from consist.training.curves import find_writer
 from consist.training.denoising import Denoising
 from consist.training.inversion import check_captions, in_templates, word_to_learn
 from consist.training.loop import Trainee, Watch, find_optimizer, fit, resume
-from consist.training.observing import observing
 from consist.training.outlines import check_findable
 from consist.training.parts import Parts
 from consist.training.photos import (
@@ -38,19 +48,9 @@ from consist.training.photos import (
     photos_of_run,
     read_photos,
 )
-from consist.training.prior import Draw, class_photos
-from consist.training.recipe import (
-    BASE,
-    CLASS_IMAGES,
-    DREAMBOOTH,
-    TEXTUAL_INVERSION,
-    TrainConfig,
-    differences,
-    remedies,
-)
 from consist.training.results import write_result
 from consist.training.samples import Album
-from consist.words import new_words
+from consist.training.watching import observing
 
 FORMAT = 1
 WAIT = timedelta(hours=12)  # for the process that draws class images

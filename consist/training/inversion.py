@@ -14,11 +14,11 @@ from einops import reduce, repeat
 from torch import Tensor
 
 from consist.errors import ConsistError, unknown
-from consist.models import MINI
-from consist.training.embeddings import CLIP, DIFFUSERS, LAYOUTS
+from consist.models.embedding_files import CLIP, DIFFUSERS, LAYOUTS
+from consist.models.loading import MINI
+from consist.models.new_words import WordEmbedding, check_word, new_word, pairs
+from consist.training.config import TrainConfig
 from consist.training.photos import Photo
-from consist.training.recipe import TrainConfig
-from consist.words import WordEmbedding, check_word, new_word, pairs
 
 # what a photo of the word "{}" is called: arXiv:2208.01618, appendix, training prompt templates
 TEMPLATES = (

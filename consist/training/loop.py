@@ -28,7 +28,7 @@ from consist.training.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from consist.training.recipe import TrainConfig
+from consist.training.config import TrainConfig
 
 Watch = Callable[[int, int, float], None]  # steps done, steps in all, loss of the last one
 Losses = Callable[[int], Iterable[Tensor]]  # of a step: what this process adds to its loss

@@ -9,7 +9,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from consist.diffusion import PREDICTIONS
+from consist.models.noising import PREDICTIONS
 
 
 def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:

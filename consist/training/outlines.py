@@ -15,12 +15,12 @@ from einops import rearrange, reduce
 from PIL import Image
 from torch import Tensor
 
-from consist.diffusion import diffuse
+from consist.attention.masks import find_masks, widen
 from consist.errors import ConsistError
-from consist.masks import find_masks, widen
-from consist.models import Pipeline
-from consist.pictures import open_outline
-from consist.references import encode
+from consist.models.loading import Pipeline
+from consist.models.noising import diffuse
+from consist.runs.pictures import open_outline
+from consist.runs.references import encode
 from consist.training.photos import Photo, View, cut, nearest_size
 from consist.training.samples import Album, Sample
 
@@ -37,7 +37,7 @@ class Outlines:
         pipe: The pipeline.
         ask: Its UNet, as it is at that moment.
         alphas: ``alphas_cumprod`` of all timesteps.
-        prediction: Of the UNet; one of ``consist.diffusion.PREDICTIONS``.
+        prediction: Of the UNet; one of ``consist.models.noising.PREDICTIONS``.
     """
 
     def __init__(self, pipe: Pipeline, ask: Ask, alphas: Tensor, prediction: str):

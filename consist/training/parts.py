@@ -15,16 +15,11 @@ from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from torch import nn
 
-from consist.adapters import add_adapter, switch_adapters
-from consist.models import DTYPES, Pipeline
-from consist.packages import check_adapters
-from consist.training.recipe import (
-    DREAMBOOTH,
-    LORA,
-    TEXTUAL_INVERSION,
-    TrainConfig,
-)
-from consist.words import WordEmbedding, pairs
+from consist.models.adapters import add_adapter, switch_adapters
+from consist.models.loading import DTYPES, Pipeline
+from consist.models.new_words import WordEmbedding, pairs
+from consist.models.packages import check_adapters
+from consist.training.config import DREAMBOOTH, LORA, TEXTUAL_INVERSION, TrainConfig
 
 # all matrices of the transformers: with those of attention alone `mini` hardly learns a subject
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]

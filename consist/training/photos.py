@@ -20,8 +20,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from consist.errors import ConsistError
-from consist.pictures import open_picture
-from consist.run import RunFolder
+from consist.runs.folder import RunFolder
+from consist.runs.pictures import open_picture
 
 log = logging.getLogger("consist")
 

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from consist.config import Chunk, RunConfig
-from consist.drawing import draw
 from consist.methods.isolated import Isolated
-from consist.models import DTYPES, Model, Pipeline
-from consist.preparing import prepare
-from consist.run import draw_grid, write_atomically, write_png
-from consist.training.recipe import TrainConfig
+from consist.models.loading import DTYPES, Model, Pipeline
+from consist.runs.config import Chunk, RunConfig
+from consist.runs.drawing import draw
+from consist.runs.folder import draw_grid, write_atomically, write_png
+from consist.runs.preparing import prepare
+from consist.training.config import TrainConfig
 
 OFTEN = 100  # steps between pictures where nothing is asked
 THUMBNAIL = 256  # pixels of a picture's longer side in the sheet

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from consist.errors import ConsistError
-from consist.models import Pipeline
-from consist.training.embeddings import write_embedding
-from consist.training.files import write_lora
+from consist.models.embedding_files import write_embedding
+from consist.models.loading import Pipeline
+from consist.models.lora_files import write_lora
+from consist.training.config import LORA, TEXTUAL_INVERSION, TrainConfig
 from consist.training.inversion import layout_of
 from consist.training.parts import Parts, text_encoders
-from consist.training.recipe import LORA, TEXTUAL_INVERSION, TrainConfig
 
 # what files say of their training
 LORA_FACTS = ("rank", "alpha", "steps", "prompt", "class_prompt", "embedding")

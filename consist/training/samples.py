@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from random import Random
 
+from consist.training.config import TrainConfig
 from consist.training.photos import Photo, View, nearest_size
-from consist.training.recipe import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""What images share: packed tokens, attention over them, and the plug into diffusers."""

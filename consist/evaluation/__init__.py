@@ -1,0 +1,1 @@
+"""Runs to scores, and scores to a report."""

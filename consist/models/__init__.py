@@ -1,0 +1,1 @@
+"""Names to pipelines: devices, adapters, and the files of what was learned."""

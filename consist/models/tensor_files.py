@@ -1,0 +1,74 @@
+"""Tensors and words in safetensors files: what goes wrong there is one sentence.
+
+It must not know what the tensors are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from consist.errors import ConsistError
+from consist.runs.folder import write_atomically
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, on the CPU and as precise as there, and the words of its header.
+
+    Raises:
+        ConsistError: It is missing, a pickle, of another ending, or damaged.
+    """
+    if path.suffix in PICKLES:
+        raise ConsistError(
+            f"{path} may hold a pickle, which can run code; give a .safetensors file"
+        )
+    if not path.is_file():
+        raise ConsistError(f"there is no file {path}")
+    if path.suffix != ".safetensors":
+        raise ConsistError(f"{path} is not a .safetensors file")
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            words = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ConsistError(f"{path} is damaged: {error}") from error
+    words.pop("format", None)
+    return tensors, words
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    words: Mapping[str, str],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes a file in full or not at all.
+
+    Args:
+        path: Ends in ``.safetensors``.
+        tensors: On any device.
+        words: For the header.
+        dtype: Of the tensors; by default theirs. Scalars stay as they are.
+
+    Raises:
+        ConsistError: The path has another ending or cannot be written, or a value is not finite,
+            or not in ``dtype``.
+    """
+    if path.suffix != ".safetensors":
+        raise ConsistError(f"{path} must end in .safetensors")
+    ready = {}
+    for key, tensor in tensors.items():
+        held = tensor.detach().to("cpu", dtype if dtype and tensor.ndim else tensor.dtype)
+        if not held.isfinite().all():
+            name = str(held.dtype).removeprefix("torch.")
+            raise ConsistError(f"{path} was not written: {key} is not finite in {name}")
+        ready[key] = held.contiguous()
+    content = save(ready, {"format": "pt", **words})
+    write_atomically(path, lambda file: file.write(content))

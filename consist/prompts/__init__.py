@@ -1,0 +1,1 @@
+"""What prompts say: the words that name a subject, one prompt for all, and packs."""

@@ -1,0 +1,1 @@
+"""A config to a run folder: drawn, extended, redone, kept by name."""

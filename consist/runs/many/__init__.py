@@ -1,0 +1,1 @@
+"""Many sets and many processes."""

@@ -1,0 +1,1 @@
+"""Singular values to singular values, and the one place that decomposes a matrix."""
