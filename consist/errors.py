@@ -20,3 +20,9 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> str:
     near = get_close_matches(given.lower(), names, n=1, cutoff=0.5)
     hint = f", did you mean {near[0]!r}?" if near else ";"
     return f"unknown {kind} {given!r}{hint} known: {', '.join(names)}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -19,10 +19,10 @@ from consist.app.limits import Limits
 from consist.app.root import RunRoot
 from consist.app.settings import Form, check_name, read_form, read_lines, read_number
 from consist.errors import ConsistError
-from consist.evaluation.evaluate import SharedModel
 from consist.runs.drawing import complete, generate
 from consist.runs.extending import extend, redo, take_subject
 from consist.runs.folder import ISOLATED, SHARED, RunFolder
+from consist.runs.loading import SharedModel
 from consist.runs.subject import list_subjects, subject_path
 
 TICK = 0.25  # seconds between two looks at a job

@@ -23,6 +23,7 @@ from diffusers.models.attention_processor import (
 from einops import rearrange
 from torch import Tensor
 
+from consist.attention.adain import affine
 from consist.attention.backends import attend, choose
 from consist.attention.bank import Bank
 from consist.attention.batch_split import Spread
@@ -45,7 +46,6 @@ from consist.attention.method import (
     masks_of,
 )
 from consist.attention.recorders import MaskSource, UNetCall, listen
-from consist.methods.stylealigned import affine
 
 TRAIN_TIMESTEPS = 1000  # of every Stable Diffusion; used when only a UNet is given
 

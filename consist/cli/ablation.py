@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 
 from consist.cli.console import hide_loading_bars, out, progress_bar, say
-from consist.cli.doctor import describe
 from consist.cli.engine_options import ENGINES, choose_engine
 from consist.errors import ConsistError
 from consist.evaluation.ablation.comparison import Comparison, compare
@@ -30,7 +29,8 @@ from consist.evaluation.intervals import Interval
 from consist.evaluation.judges import load_judges
 from consist.evaluation.judges.judge import Judge
 from consist.evaluation.scores import QUALITIES, SCORES, Evaluation, read_scores
-from consist.models.loading import MINI, pick_device
+from consist.models.devices import describe, pick_device
+from consist.models.loading import MINI
 from consist.runs.folder import ISOLATED, RunFolder
 from consist.runs.many.benchmarks import load_benchmark, select, shorten
 from consist.runs.many.ranks import joined

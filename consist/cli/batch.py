@@ -34,7 +34,8 @@ from consist.cli.options import (
 from consist.cli.pack import is_told, read_packs, words_of_loras, words_of_subject
 from consist.cli.sets import MANY, OF_SETS, SetsCommand, batch_sets, read_sets
 from consist.errors import ConsistError
-from consist.runs.config import DEFAULT_METHOD, RunConfig, parse_size, plan_run, spread_seeds
+from consist.runs.chunks import plan_run
+from consist.runs.config import DEFAULT_METHOD, RunConfig, parse_size, spread_seeds
 from consist.runs.many.ranks import joined
 
 if TYPE_CHECKING:

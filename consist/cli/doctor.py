@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-import torch
 from huggingface_hub import constants
 
 from consist.attention.backends import choose
-from consist.models.loading import pick_device, pick_dtype
+from consist.models.devices import describe, pick_device, pick_dtype
 from consist.models.packages import conflicts
 from consist.runs.versions import versions
 
@@ -35,13 +33,3 @@ def findings() -> Iterator[tuple[str, str]]:
     for package, use in EXTRAS.items():
         if find_spec(package) is None:
             yield "not installed", f"{package}, for {use}"
-
-
-def describe(device: torch.device) -> str:
-    """A device in words, with its memory or cores."""
-    if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
-        return f"{found.name}, {found.total_memory / 2**30:.0f} GiB"
-    if device.type == "cpu":
-        return f"cpu, {platform.machine()}, {torch.get_num_threads()} threads; no GPU was found"
-    return device.type

@@ -154,11 +154,12 @@ def evaluate(
         }
         sets, chosen = read_sets(benchmark, tag, limit, shard) if benchmark else ([], [])
         with joined(device) as ranks, progress_bar("measuring", shown=ranks.leads) as watch:
-            from consist.evaluation.evaluate import default_out, evaluate_benchmark, evaluate_runs
+            from consist.evaluation.evaluate import evaluate_benchmark, evaluate_runs
             from consist.evaluation.judges import load_judges
             from consist.evaluation.scores import SUMMARY, write_summary
             from consist.models.loading import MINI
             from consist.runs.folder import find_runs
+            from consist.runs.many.sets import default_out
 
             hide_loading_bars()
             have_done = choose_engine(engine, address, workers, device, ranks)

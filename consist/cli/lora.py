@@ -91,7 +91,7 @@ def merge(
     The sum is exact; its rank is that of all together.
     """
     with plain_failures():
-        from consist.models.loading import split_weight
+        from consist.models.lora import split_weight
         from consist.models.lora_files import read_lora
         from consist.models.lora_merging import merge as join
 
@@ -123,7 +123,7 @@ def precision(name: str | None) -> Any:
         ConsistError: There is no such precision.
     """
     from consist.errors import unknown
-    from consist.models.loading import DTYPES
+    from consist.models.devices import DTYPES
 
     if name is not None and name not in DTYPES:
         raise ConsistError(unknown("dtype", name, DTYPES))

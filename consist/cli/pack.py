@@ -17,7 +17,7 @@ def words_of_subject(given: list[str], loras: list[str]) -> str:
         raise ConsistError(f"a pack is about one --subject, not {len(given)}")
     if given:
         return given[0]
-    from consist.models.loading import trained_prompts
+    from consist.models.lora import trained_prompts
 
     if prompts := trained_prompts(loras):
         return prompts[0]
@@ -30,7 +30,7 @@ def words_of_loras(given: list[str], loras: list[str], prompts: Sequence[str]) -
 
     Nothing where those words are not in all prompts: then it is what all begin with.
     """
-    from consist.models.loading import trained_prompts
+    from consist.models.lora import trained_prompts
     from consist.prompts.packs import noun_of
 
     if given:

@@ -47,7 +47,8 @@ def train_mini(
 ) -> None:
     """Train the embedded model from scratch, or on from what it is."""
     with plain_failures("The last checkpoint is kept; the same command continues."):
-        from consist.models.loading import MINI, MINI_FOLDER, pick_device
+        from consist.models.devices import pick_device
+        from consist.models.loading import MINI, MINI_FOLDER
         from consist.training.mini.loop import READER_ON_LR, OutOfTime, Recipe
         from consist.training.mini.train import train
 

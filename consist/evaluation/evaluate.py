@@ -5,15 +5,12 @@ A run is always compared with its own ``isolated`` row, drawn without sharing fr
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from consist.attention.method import asks_for_subject
 from consist.errors import ConsistError
 from consist.evaluation.judges.by_reader import ReadingJudge
 from consist.evaluation.judges.judge import Judge, Row, RowScores
@@ -26,33 +23,16 @@ from consist.evaluation.scores import (
     write_scores,
 )
 from consist.evaluation.summary import combine
-from consist.methods import build
 from consist.mini.prompts import asked
-from consist.models.loading import Model
 from consist.runs.baseline import fits, reuse_isolated
-from consist.runs.config import RunConfig, spread_seeds
+from consist.runs.config import RunConfig
 from consist.runs.drawing import Load, Watch, generate, load_model
 from consist.runs.folder import ROWS, RunFolder
+from consist.runs.loading import SharedModel
 from consist.runs.many.benchmarks import PromptSet
+from consist.runs.many.sets import configure
 from consist.runs.many.worklist import Engine, do_here, part
 from consist.runs.versions import check_weights
-
-
-class SharedModel:
-    """Loads a model once for all runs that draw with it; for ``model_for`` of ``generate``."""
-
-    def __init__(self) -> None:
-        self._key: tuple[str, ...] = ()
-        self._model: Model | None = None
-
-    def __call__(self, config: RunConfig) -> Model:
-        """The model of a config, as loaded before if that may be."""
-        # LoRAs stay on a pipeline, and a scheduler stays until another is named
-        key = (config.model, config.device, config.dtype, config.scheduler or "", *config.loras)
-        if self._model is None or config.loras or key != self._key:
-            self._model, self._key = load_model(config), key
-        return self._model
-
 
 # one run
 
@@ -290,31 +270,3 @@ def sum_up(
         judges,
         [tags for _, _, tags in finished],
     )
-
-
-def configure(one: PromptSet, settings: Mapping[str, Any], seed: int = 0) -> RunConfig:
-    """The run that draws a set with and without sharing."""
-    seeds = spread_seeds((one.seed + seed,), len(one.prompts))
-    told = {**settings, "method": tell_subject(settings["method"], one)}
-    return RunConfig(prompts=one.prompts, seeds=seeds, compare=True, **told)
-
-
-def tell_subject(method: Mapping[str, Any], one: PromptSet) -> dict[str, Any]:
-    """The settings of a method; where it must know the subject and does not, with that of a set.
-
-    A set that does not name it has as its subject whatever of the mini world its prompts ask for:
-    what they start with, a style or two animals, does not always tell.
-    """
-    built = build(method)
-    if not asks_for_subject(built) or built.subject:
-        return dict(method)
-    wanted = (subject.subject for prompt in one.prompts for subject in asked(prompt).subjects)
-    phrases = [one.subject] if one.subject else list(dict.fromkeys(wanted))
-    return {**method, "subject": phrases} if phrases else dict(method)
-
-
-def default_out(benchmark: str, settings: Mapping[str, Any], seed: int = 0) -> Path:
-    """A folder named after all settings: the same command, the same folder."""
-    text = json.dumps({**settings, "seed": seed}, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return Path("runs") / f"{Path(benchmark).stem}-{settings['method']['name']}-{digest[:8]}"

@@ -16,7 +16,8 @@ from typing import Any
 
 from consist.errors import ConsistError
 from consist.evaluation.intervals import Interval, bootstrap, bootstrap_difference
-from consist.runs.folder import RunFolder, write_atomically
+from consist.files import write_atomically
+from consist.runs.folder import RunFolder
 
 FORMAT = 1
 SUMMARY = "summary.json"  # beside the run folders of a benchmark

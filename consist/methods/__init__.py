@@ -12,7 +12,8 @@ from consist.methods.matched import Matched
 from consist.methods.notch import Notch
 from consist.methods.one_prompt import OnePrompt
 from consist.methods.sdsa import Sdsa
-from consist.methods.spectral import Shared, Spectral
+from consist.methods.shared import Shared
+from consist.methods.spectral import Spectral
 from consist.methods.storydiffusion import StoryDiffusion
 from consist.methods.stylealigned import StyleAligned
 

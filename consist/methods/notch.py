@@ -16,7 +16,7 @@ from torch import Tensor
 
 from consist.attention.bank import Bank
 from consist.attention.method import Site
-from consist.methods.spectral import MATRICES, Reweighted
+from consist.methods.shared import MATRICES, Reweighted
 from consist.spectra.decomposition import eigh, in_floats
 
 Rule = Callable[[Tensor], Tensor]

@@ -13,7 +13,7 @@ from torch import Tensor
 from consist.attention.bank import Bank
 from consist.attention.method import Site
 from consist.errors import ConsistError
-from consist.methods.spectral import Reweighted
+from consist.methods.shared import Reweighted
 from consist.spectra.decomposition import decompose
 
 END_SCALE = 0.9  # of the end tokens at every reweighting, with ends="scaled"

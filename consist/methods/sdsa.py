@@ -8,7 +8,7 @@ from torch import Tensor
 
 from consist.attention.bank import Bank, keep_tokens
 from consist.attention.method import MATCHES, WORDS, Site
-from consist.methods.spectral import Reweighted
+from consist.methods.shared import Reweighted
 
 # whose subject is shown
 ALL, FIRST = "all", "first"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from consist.attention.bank import Bank, keep_tokens
 from consist.attention.method import Site
-from consist.methods.spectral import Shared
+from consist.methods.shared import Shared
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,13 @@
 import math
 from dataclasses import dataclass, replace
 
-import torch
 from einops import rearrange
 from torch import Tensor
 
+from consist.attention.adain import affine
 from consist.attention.bank import Bank
 from consist.attention.method import Site
-from consist.methods.spectral import Shared
+from consist.methods.shared import Shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +80,3 @@ def adain(x: Tensor, reference: Tensor, eps: float = 1e-5) -> Tensor:
     gain, shift = affine(x, reference, eps)
     # in this order, so that a gain of 1 and equal means change no bit
     return (x * gain + shift).to(x.dtype)
-
-
-def affine(x: Tensor, reference: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """The gain above 0 and the shift of each channel in ``adain``, both ``(... 1 d)``."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    variance, mean = torch.var_mean(x.to(dtype), -2, correction=0, keepdim=True)
-    wanted, center = torch.var_mean(reference.to(dtype), -2, correction=0, keepdim=True)
-    gain = ((wanted + eps) / (variance + eps)).sqrt()
-    return gain, center - gain * mean

@@ -5,7 +5,8 @@ It must not know what the tensors are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from consist.errors import ConsistError
-from consist.runs.folder import write_atomically
+from consist.errors import ConsistError, first_line
+from consist.files import write_atomically
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -72,3 +73,16 @@ def write_tensors(
         ready[key] = held.contiguous()
     content = save(ready, {"format": "pt", **words})
     write_atomically(path, lambda file: file.write(content))
+
+
+@contextmanager
+def plain_errors(name: str) -> Iterator[None]:
+    """Turns the many ways in which loading fails into one sentence."""
+    try:
+        yield
+    except ConsistError:
+        raise
+    except SafetensorError as error:
+        raise ConsistError(f"{name} is damaged: {first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ConsistError(f"{name} cannot be loaded: {first_line(error)}") from error

@@ -15,10 +15,9 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
 from consist.attention.masks import SubjectTokens
-from consist.attention.method import Method, Prompting
+from consist.attention.method import Prompting
 from consist.errors import ConsistError
 from consist.prompts.phrases import split_identity
-from consist.runs.config import Chunk, RunConfig
 
 # what encode_prompt gives, in its order: the first two with SD 1.x and SD 2.x, all with SDXL
 EMBEDDINGS = (
@@ -135,23 +134,6 @@ def identity_tokens(
         return None
     tokenizer, _ = _text_encoders(pipe)[0]
     return tuple((tuple(find_places(pipe, tokenizer, prompt).identity),) for prompt in made)
-
-
-def conditioning(
-    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
-    config: RunConfig,
-    chunk: Chunk,
-    method: Method,
-) -> dict[str, Any]:
-    """The arguments that tell a pipeline what to draw: prompts, or embeddings in their place."""
-    if isinstance(method, Prompting):
-        drawn, negative = chunk.images, config.negative
-        return dict(encode_prompts(pipe, config.prompts, method, images=drawn, negative=negative))
-    return {
-        "prompt": [config.prompts[image] for image in chunk.images],
-        # SDXL takes None, and not an empty text, as nothing
-        "negative_prompt": [config.negative] * len(chunk.images) if config.negative else None,
-    }
 
 
 def consolidate(pipe: Any, prompts: Sequence[str], method: Prompting) -> list[Consolidated]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from consist.files import write_atomically
 from consist.methods import build
-from consist.runs.config import RunConfig, plan
-from consist.runs.folder import ISOLATED, SHARED, RunFolder, identity, write_atomically
+from consist.runs.chunks import plan
+from consist.runs.config import RunConfig
+from consist.runs.folder import ISOLATED, SHARED, RunFolder, identity
 from consist.runs.versions import has_weights_of, versions
 
 # fields of a config that leave the isolated row as it is, but for the last bit

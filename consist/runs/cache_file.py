@@ -17,9 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from consist.errors import ConsistError
+from consist.files import write_atomically
 from consist.models.loading import MINI
 from consist.runs.config import RunConfig
-from consist.runs.folder import write_atomically
 from consist.runs.versions import versions
 
 FORMAT = 1

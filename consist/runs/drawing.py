@@ -29,13 +29,14 @@ from consist.methods import build, spell_out
 from consist.methods.isolated import Isolated
 from consist.models.loading import Model, Pipeline, load
 from consist.models.new_words import new_words
-from consist.prompts.one_prompt import conditioning
 from consist.runs.cache_file import CacheFile, describe
-from consist.runs.config import Chunk, RunConfig, is_cached, places, plan_recording, plan_run
+from consist.runs.chunks import Chunk, is_cached, places, plan_recording, plan_run
+from consist.runs.config import RunConfig
 from consist.runs.folder import ISOLATED, SHARED, RunFolder, default_folder
-from consist.runs.preparing import Settings, lora_tokens, prepare, subject_tokens
+from consist.runs.memory import peak_memory_gib
+from consist.runs.preparing import Settings, conditioning, lora_tokens, prepare, subject_tokens
 from consist.runs.references import Held, check_references, read_pictures
-from consist.runs.versions import check_defaults, check_weights, peak_memory_gib, versions
+from consist.runs.versions import check_defaults, check_weights, versions
 
 Watch = Callable[[float, int], None]  # images drawn so far (fractions count), images in all
 Load = Callable[[RunConfig], Model]  # gives the model of a config, ready to be fitted to it

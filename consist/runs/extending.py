@@ -16,7 +16,8 @@ from typing import TypeVar
 from consist.attention.method import Method, Prompting, reads_words
 from consist.errors import ConsistError
 from consist.methods import build
-from consist.models.loading import MINI, split_weight
+from consist.models.loading import MINI
+from consist.models.lora import split_weight
 from consist.prompts.phrases import shared_phrase
 from consist.runs.config import RunConfig, spread_seeds
 from consist.runs.drawing import Load, Watch, complete, load_model

@@ -8,15 +8,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from consist.attention.backends import choose
 from consist.attention.masks import SubjectTokens
 from consist.attention.method import Method, Prompting, reads_words
 from consist.errors import ConsistError
 from consist.methods import build
-from consist.models.loading import MINI, Model, Pipeline, add_loras, set_scheduler, trained_prompts
-from consist.prompts.one_prompt import identity_tokens
+from consist.models.loading import MINI, Model, Pipeline, set_scheduler
+from consist.models.lora import add_loras, trained_prompts
+from consist.prompts.one_prompt import encode_prompts, identity_tokens
 from consist.prompts.phrases import find_subject
+from consist.runs.chunks import Chunk
 from consist.runs.config import RunConfig
 
 log = logging.getLogger("consist")
@@ -122,3 +127,20 @@ def _find(pipe: Pipeline, config: RunConfig, subject: Sequence[str]) -> SubjectT
         for texts in (config.prompts, subject)
     )
     return find_subject(pipe.tokenizer, prompts, phrases)
+
+
+def conditioning(
+    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
+    config: RunConfig,
+    chunk: Chunk,
+    method: Method,
+) -> dict[str, Any]:
+    """The arguments that tell a pipeline what to draw: prompts, or embeddings in their place."""
+    if isinstance(method, Prompting):
+        drawn, negative = chunk.images, config.negative
+        return dict(encode_prompts(pipe, config.prompts, method, images=drawn, negative=negative))
+    return {
+        "prompt": [config.prompts[image] for image in chunk.images],
+        # SDXL takes None, and not an empty text, as nothing
+        "negative_prompt": [config.negative] * len(chunk.images) if config.negative else None,
+    }

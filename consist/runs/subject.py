@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from consist.errors import ConsistError
+from consist.files import write_atomically
 from consist.runs.config import RunConfig, spread_seeds
-from consist.runs.folder import write_atomically
 
 FORMAT = 1
 NAME = re.compile(r"[A-Za-z0-9_-]+")

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from consist.digests import digest_of_weights
+from consist.files import write_atomically
 from consist.models.loading import Pipeline
-from consist.runs.folder import write_atomically
+from consist.models.weights import digest_of_weights
 from consist.training.photos import Photo, View, as_pixels, cut
 
 

@@ -19,11 +19,13 @@ from accelerate import PartialState
 from diffusers import StableDiffusionXLPipeline
 
 from consist.errors import ConsistError
-from consist.models.loading import MINI, Model, load, pick_device
+from consist.files import write_atomically
+from consist.models.devices import pick_device
+from consist.models.loading import MINI, Model, load
 from consist.models.new_words import new_words
-from consist.runs.folder import write_atomically
+from consist.runs.memory import peak_memory_gib
 from consist.runs.preparing import check_prompts
-from consist.runs.versions import peak_memory_gib, versions
+from consist.runs.versions import versions
 from consist.training.checkpoints import checkpoints
 from consist.training.class_images import Draw, class_photos
 from consist.training.config import (

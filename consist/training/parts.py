@@ -16,7 +16,8 @@ from peft import LoraConfig
 from torch import nn
 
 from consist.models.adapters import add_adapter, switch_adapters
-from consist.models.loading import DTYPES, Pipeline
+from consist.models.devices import DTYPES
+from consist.models.loading import Pipeline
 from consist.models.new_words import WordEmbedding, pairs
 from consist.models.packages import check_adapters
 from consist.training.config import DREAMBOOTH, LORA, TEXTUAL_INVERSION, TrainConfig

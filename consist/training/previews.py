@@ -15,11 +15,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+from consist.files import write_atomically, write_png
 from consist.methods.isolated import Isolated
-from consist.models.loading import DTYPES, Model, Pipeline
-from consist.runs.config import Chunk, RunConfig
+from consist.models.devices import DTYPES
+from consist.models.loading import Model, Pipeline
+from consist.runs.chunks import Chunk
+from consist.runs.config import RunConfig
 from consist.runs.drawing import draw
-from consist.runs.folder import draw_grid, write_atomically, write_png
+from consist.runs.grid import draw_grid
 from consist.runs.preparing import prepare
 from consist.training.config import TrainConfig
 

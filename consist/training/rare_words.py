@@ -18,7 +18,8 @@ from transformers import CLIPTokenizer
 
 from consist.errors import ConsistError
 from consist.mini.world import vocabulary
-from consist.models.loading import MINI, MINI_FOLDER, plain_errors
+from consist.models.loading import MINI, MINI_FOLDER
+from consist.models.tensor_files import plain_errors
 
 END = "</w>"  # closes the last token of a word
 MAX_LETTERS = 3  # of an identifier

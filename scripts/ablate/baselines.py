@@ -22,15 +22,16 @@ import torch
 
 from consist.cli.ablation import ablate
 from consist.evaluation.ablation.settings import Setting
-from consist.evaluation.evaluate import configure
 from consist.methods import METHODS, build, spell_out
 from consist.models.loading import Model, load
-from consist.runs.config import DEFAULT_METHOD, RunConfig, plan
+from consist.runs.chunks import plan
+from consist.runs.config import DEFAULT_METHOD, RunConfig
 from consist.runs.drawing import draw
 from consist.runs.folder import ISOLATED
 from consist.runs.many.benchmarks import load_benchmark
+from consist.runs.many.sets import configure
+from consist.runs.memory import grown_mib
 from consist.runs.preparing import prepare
-from consist.runs.versions import grown_mib
 
 STEPS, ROUNDS = 6, 5  # of each drawing whose cost is measured
 

@@ -43,17 +43,17 @@ from consist.cli.console import hide_loading_bars, progress_bar
 from consist.evaluation.ablation.known_masks import find_subjects
 from consist.evaluation.ablation.results import name_cpu
 from consist.evaluation.ablation.settings import split_half
-from consist.evaluation.evaluate import configure
 from consist.evaluation.intervals import bootstrap_difference
 from consist.evaluation.judges import load_judges
 from consist.evaluation.judges.judge import Judge, Row
+from consist.files import write_atomically
 from consist.methods import build
-from consist.methods.spectral import Shared
+from consist.methods.shared import Shared
 from consist.models.loading import MINI, Model, load
-from consist.runs.config import plan
+from consist.runs.chunks import plan
 from consist.runs.drawing import draw
-from consist.runs.folder import write_atomically
 from consist.runs.many.benchmarks import PromptSet, load_benchmark, select
+from consist.runs.many.sets import configure
 from consist.runs.preparing import prepare
 from consist.runs.versions import versions
 from consist.spectra.decomposition import decompose, filter_matrix, weights_of

@@ -35,7 +35,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from consist.attention.backends import attend_torch, attend_triton, triton_obstacle
 from consist.attention.bank import Bank, keep_tokens, pack
-from consist.runs.versions import grown_mib, versions
+from consist.runs.memory import grown_mib
+from consist.runs.versions import versions
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -35,9 +35,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 import consist
 from consist.attention.method import WORDS, Method
 from consist.mini.architecture import build_tokenizer
-from consist.models.loading import Pipeline, load, pick_device, pick_dtype
+from consist.models.devices import pick_device, pick_dtype
+from consist.models.loading import Pipeline, load
 from consist.prompts.phrases import find_subject
-from consist.runs.versions import grown_mib, versions
+from consist.runs.memory import grown_mib
+from consist.runs.versions import versions
 
 METHODS = {
     "stock": None,

@@ -47,8 +47,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from consist.cli.console import hide_loading_bars
-from consist.models.loading import DEFAULTS, MINI, Model, load, pick_device
-from consist.runs.versions import grown_mib, versions
+from consist.models.devices import pick_device
+from consist.models.loading import DEFAULTS, MINI, Model, load
+from consist.runs.memory import grown_mib
+from consist.runs.versions import versions
 from consist.training.class_images import class_root
 from consist.training.config import CLASS_IMAGES, DREAMBOOTH, LORA, NO_PRIOR, TrainConfig
 from consist.training.finetune import finetune

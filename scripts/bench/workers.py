@@ -29,14 +29,14 @@ from rich.console import Console
 from rich.table import Table
 
 from consist.cli.console import hide_loading_bars
-from consist.cli.doctor import describe
-from consist.models.loading import load, pick_device
+from consist.models.devices import describe, pick_device
+from consist.models.loading import load
 from consist.runs.config import RunConfig
 from consist.runs.many.benchmarks import load_benchmark, select
 from consist.runs.many.ray_actors import RayEngine
 from consist.runs.many.sets import Painter, SetRun, plan_sets
 from consist.runs.many.worklist import Watch
-from consist.runs.versions import count_held
+from consist.runs.memory import count_held
 
 FIELDS = {"Rss:": "rss", "Pss:": "pss"}
 

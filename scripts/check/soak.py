@@ -21,7 +21,7 @@ from consist.cli.console import hide_loading_bars, progress_bar
 from consist.models.loading import MINI
 from consist.runs.config import RunConfig
 from consist.runs.folder import find_runs
-from consist.runs.versions import count_held, resident_mib
+from consist.runs.memory import count_held, resident_mib
 
 PROMPTS = "a cat in Paris\na cat on the moon"
 HOST = "127.0.0.1"

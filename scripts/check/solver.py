@@ -16,7 +16,8 @@ from torch import Tensor
 
 import consist
 from consist.methods import spectral
-from consist.models.loading import load, pick_device
+from consist.models.devices import pick_device
+from consist.models.loading import load
 from consist.spectra.decomposition import Solver, solve_exactly
 from consist.spectra.rules import Spectrum
 

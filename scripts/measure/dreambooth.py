@@ -38,10 +38,9 @@ from learning.lpips import BACKBONES, load_lpips
 from rich.table import Table
 
 from consist.cli.console import err, hide_loading_bars, out, say
-from consist.cli.doctor import describe
 from consist.errors import ConsistError, unknown
 from consist.evaluation.encoder_loading import DINO_MODEL, load_clip, load_dino
-from consist.models.loading import pick_device
+from consist.models.devices import describe, pick_device
 from consist.runs.many.worklist import take_shard
 from consist.training.config import KINDS, LORA, NO_PRIOR, PRIORS, TrainConfig
 from consist.training.rare_words import Tokenizers

@@ -35,7 +35,7 @@ from consist.mini.world import (
     with_article,
 )
 from consist.models.loading import Pipeline, load
-from consist.runs.folder import draw_grid
+from consist.runs.grid import draw_grid
 
 BATCH = 10
 

@@ -46,14 +46,14 @@ from rich.console import Console
 from rich.table import Table
 
 from consist.cli.console import err, hide_loading_bars, say
-from consist.cli.doctor import describe
 from consist.errors import ConsistError, unknown
 from consist.evaluation.ablation.results import name_cpu
-from consist.evaluation.evaluate import SharedModel
 from consist.evaluation.intervals import Interval
 from consist.evaluation.judges.by_reader import mean_known
 from consist.mini.reader import Reader, load_reader
-from consist.models.loading import MINI, pick_device
+from consist.models.devices import describe, pick_device
+from consist.models.loading import MINI
+from consist.runs.loading import SharedModel
 from consist.runs.many.worklist import take_shard
 from consist.runs.versions import versions
 from consist.training.config import TrainConfig

@@ -17,7 +17,7 @@ import consist
 from consist.attention.layers import grid_of
 from consist.attention.method import Site
 from consist.attention.processor import SharedAttnProcessor
-from consist.runs.versions import count_held
+from consist.runs.memory import count_held
 
 PROMPTS = ["a cat in paris", "a cat on the moon", "a red bus"]
 ALL_LAYERS = ("down_blocks", "mid_block", "up_blocks")

@@ -23,9 +23,9 @@ from diffusers import (
 import consist
 from consist.attention.method import reads_words
 from consist.methods import METHODS, build
-from consist.prompts.one_prompt import conditioning
-from consist.runs.config import Chunk, RunConfig
-from consist.runs.preparing import subject_tokens
+from consist.runs.chunks import Chunk
+from consist.runs.config import RunConfig
+from consist.runs.preparing import conditioning, subject_tokens
 
 SCENES = ("in paris", "on the moon", "on a beach", "on the moon on a beach")
 SHARING = [name for name in METHODS if name != "isolated"]

@@ -13,7 +13,8 @@ import consist.runs.many.one_batch
 from consist.attention.bank import Bank, attend, pack
 from consist.attention.batch_split import Spread
 from consist.errors import ConsistError
-from consist.runs.config import Chunk, RunConfig
+from consist.runs.chunks import Chunk
+from consist.runs.config import RunConfig
 from consist.runs.drawing import generate
 from consist.runs.folder import RunFolder
 from consist.runs.many.one_batch import Leader, generate_across, refuse_unspread

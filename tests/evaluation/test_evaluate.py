@@ -16,13 +16,7 @@ import consist.evaluation.judges
 import consist.runs.drawing
 from consist.cli import app
 from consist.errors import ConsistError
-from consist.evaluation.evaluate import (
-    SharedModel,
-    configure,
-    evaluate_benchmark,
-    evaluate_runs,
-    score_run,
-)
+from consist.evaluation.evaluate import evaluate_benchmark, evaluate_runs, score_run
 from consist.evaluation.intervals import jackknife
 from consist.evaluation.judges.by_reader import ReadingJudge
 from consist.evaluation.report.runs import read_groups
@@ -31,13 +25,16 @@ from consist.evaluation.summary import chance_levels, combine, measure_quality
 from consist.mini.reader import Reading, SubjectReading, Value
 from consist.mini.subjects import COLORS
 from consist.models.loading import MINI_FOLDER
+from consist.models.weights import digest_of
 from consist.prompts.phrases import find_subject
 from consist.runs.baseline import find_isolated
 from consist.runs.config import RunConfig
 from consist.runs.drawing import generate
 from consist.runs.folder import RunFolder
+from consist.runs.loading import SharedModel
 from consist.runs.many.benchmarks import PromptSet, load_benchmark
-from consist.runs.versions import digest_of, versions
+from consist.runs.many.sets import configure
+from consist.runs.versions import versions
 
 PROMPTS = ("a cat in paris", "a cat on the moon")
 
@@ -306,7 +303,7 @@ def test_isolated_rows_are_reused_only_where_they_fit(tmp_path):
 @pytest.fixture
 def retrained(monkeypatch):
     """Tells that mini has other weights from now on."""
-    return lambda: monkeypatch.setattr("consist.runs.versions.digest_of", lambda folder: "others")
+    return lambda: monkeypatch.setattr("consist.models.weights.digest_of", lambda folder: "others")
 
 
 def test_pictures_of_other_weights_are_neither_reused_nor_continued(tmp_path, judges, retrained):

@@ -11,7 +11,8 @@ from consist.attention.method import Site
 from consist.errors import ConsistError
 from consist.methods import METHODS, build, defaults_of, spell_out
 from consist.methods.isolated import Isolated
-from consist.methods.spectral import Shared, Spectral
+from consist.methods.shared import Shared
+from consist.methods.spectral import Spectral
 from consist.spectra.decomposition import filter_matrix
 from consist.spectra.rules import parse_spectrum
 

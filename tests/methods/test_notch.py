@@ -6,7 +6,8 @@ from einops import rearrange
 
 from consist.attention.method import Site
 from consist.methods.notch import RIDGE, Notch, drop_private, filter_directions
-from consist.methods.spectral import Shared, Spectral
+from consist.methods.shared import Shared
+from consist.methods.spectral import Spectral
 from consist.spectra.decomposition import filter_matrix
 from consist.spectra.rules import parse_spectrum
 

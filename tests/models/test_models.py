@@ -14,13 +14,13 @@ from consist.models.loading import (
     MINI_DEFAULTS,
     MINI_FOLDER,
     SCHEDULERS,
-    add_loras,
     load,
     local_models,
     set_scheduler,
-    split_weight,
 )
-from consist.runs.config import RunConfig, plan
+from consist.models.lora import add_loras, split_weight
+from consist.runs.chunks import plan
+from consist.runs.config import RunConfig
 from consist.runs.drawing import draw
 from consist.runs.preparing import check_prompts, prepare
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from consist.errors import ConsistError, unknown
-from consist.runs.config import RunConfig, parse_size, plan, spread_seeds
+from consist.runs.chunks import plan
+from consist.runs.config import RunConfig, parse_size, spread_seeds
 
 
 def config(**changes):

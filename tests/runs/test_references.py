@@ -21,10 +21,11 @@ from consist.cli import app
 from consist.errors import ConsistError
 from consist.methods import build
 from consist.models.loading import SCHEDULERS
-from consist.runs.config import Chunk, RunConfig, places
+from consist.runs.chunks import Chunk, places
+from consist.runs.config import RunConfig
 from consist.runs.drawing import draw, generate
 from consist.runs.extending import extend, redo, take_subject
-from consist.runs.folder import draw_grid
+from consist.runs.grid import draw_grid
 from consist.runs.pictures import open_picture
 from consist.runs.preparing import Settings
 from consist.runs.references import encode, read_pictures, with_references

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from consist.errors import ConsistError
+from consist.files import write_atomically
 from consist.runs.config import RunConfig
-from consist.runs.folder import RunFolder, default_folder, draw_grid, find_runs, write_atomically
+from consist.runs.folder import RunFolder, default_folder, find_runs
+from consist.runs.grid import draw_grid
 
 CONFIG = RunConfig(prompts=("a cat in Paris", "a dog"), seeds=(0, 1))
 OTHER = RunConfig(prompts=("a cat in Paris", "a dog"), seeds=(0, 2))

@@ -9,7 +9,8 @@ import torch
 from consist.attention import bank as sharing
 from consist.attention.bank import keep_tokens
 from consist.attention.method import Site
-from consist.methods.spectral import Shared, Spectral
+from consist.methods.shared import Shared
+from consist.methods.spectral import Spectral
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "ablate" / "learn_spectrum.py"
 LAYER = "up_blocks.0.attentions.1.transformer_blocks.0.attn1"

@@ -9,7 +9,8 @@ import torch
 from trainings import assert_same, config_of, fresh, model_of
 
 from consist.errors import ConsistError
-from consist.models.loading import Defaults, Model, add_loras
+from consist.models.loading import Defaults, Model
+from consist.models.lora import add_loras
 from consist.training import encoding
 from consist.training.checkpoints import (
     checkpoint_path,

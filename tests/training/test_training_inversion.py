@@ -9,7 +9,8 @@ from trainings import assert_same, config_of, fresh, last_tensors, model_of, see
 
 from consist.errors import ConsistError
 from consist.models.embedding_files import read_embedding, write_embedding
-from consist.models.loading import Defaults, Model, add_loras
+from consist.models.loading import Defaults, Model
+from consist.models.lora import add_loras
 from consist.models.new_words import new_word, new_words
 from consist.prompts.phrases import find_subject, shared_phrase
 from consist.training.denoising import Denoising

@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler
 
 from consist.mini.architecture import build_scheduler
 from consist.models.noising import PREDICTIONS, diffuse
-from consist.training.losses import min_snr_weights, sample_losses
+from consist.training.denoising import min_snr_weights, sample_losses
 
 
 def random(*shape):

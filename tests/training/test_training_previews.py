@@ -18,7 +18,8 @@ from consist.cli import app
 from consist.errors import ConsistError
 from consist.methods.isolated import Isolated
 from consist.models.loading import Defaults, Model
-from consist.runs.config import Chunk, RunConfig
+from consist.runs.chunks import Chunk
+from consist.runs.config import RunConfig
 from consist.runs.drawing import draw
 from consist.runs.preparing import prepare
 from consist.training import config as recipe

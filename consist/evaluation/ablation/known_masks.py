@@ -20,7 +20,8 @@ from consist.evaluation.judges.by_reader import ReadingJudge
 from consist.evaluation.judges.judge import Judge
 from consist.methods import build
 from consist.mini.reader import Reading
-from consist.runs.config import RunConfig, plan_run
+from consist.runs.chunks import plan_run
+from consist.runs.config import RunConfig
 from consist.runs.drawing import Load, Watch, draw, missing
 from consist.runs.folder import ISOLATED, SHARED, RunFolder
 from consist.runs.preparing import prepare

@@ -10,14 +10,16 @@ from typing import Any
 
 from consist.evaluation.ablation.known_masks import draw_with_masks
 from consist.evaluation.ablation.settings import Setting
-from consist.evaluation.evaluate import SetEvaluator, SharedModel, configure, sum_up
+from consist.evaluation.evaluate import SetEvaluator, sum_up
 from consist.evaluation.judges.judge import Judge
 from consist.evaluation.scores import SUMMARY, Evaluation, write_summary
 from consist.methods import spell_out
 from consist.runs.baseline import reuse_isolated
 from consist.runs.drawing import generate
 from consist.runs.folder import ISOLATED, RunFolder
+from consist.runs.loading import SharedModel
 from consist.runs.many.benchmarks import PromptSet
+from consist.runs.many.sets import configure
 from consist.runs.many.worklist import Engine, Watch, Worker, do_here, unwatched
 from consist.runs.versions import check_weights
 

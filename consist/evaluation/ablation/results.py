@@ -13,7 +13,8 @@ from consist.evaluation.ablation.comparison import Comparison, merit
 from consist.evaluation.ablation.front_plot import Point, draw_front
 from consist.evaluation.intervals import Interval
 from consist.evaluation.scores import SCORES, to_plain
-from consist.runs.folder import ISOLATED, write_atomically
+from consist.files import write_atomically
+from consist.runs.folder import ISOLATED
 
 FORMAT = 1
 ZERO = Interval(0.0, 0.0, 0.0, 0)  # what isolated pictures gain

@@ -14,7 +14,7 @@ from consist.evaluation.judges.by_encoder import EmbeddingJudge
 from consist.evaluation.judges.by_reader import ReadingJudge
 from consist.evaluation.judges.judge import Judge
 from consist.mini.reader import load_reader
-from consist.models.loading import pick_device
+from consist.models.devices import pick_device
 
 
 def load_judges(

@@ -15,7 +15,8 @@ from consist.evaluation.report.page import draw_page
 from consist.evaluation.report.runs import read_groups
 from consist.evaluation.report.text import verdict
 from consist.evaluation.scores import Evaluation
-from consist.runs.folder import RunFolder, write_atomically
+from consist.files import write_atomically
+from consist.runs.folder import RunFolder
 
 __all__ = ["markdown_table", "verdict", "write_report"]
 

@@ -18,7 +18,8 @@ from consist.errors import ConsistError
 from consist.methods import build
 from consist.models.loading import Pipeline
 from consist.models.new_words import new_words
-from consist.runs.config import Chunk, RunConfig
+from consist.runs.chunks import Chunk
+from consist.runs.config import RunConfig
 from consist.runs.drawing import Watch, draw, generate, load_model
 from consist.runs.folder import RunFolder
 from consist.runs.many.ranks import Ranks

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from consist.evaluation.evaluate import SharedModel, default_out, tell_subject
+from consist.attention.method import asks_for_subject
+from consist.methods import build
+from consist.mini.prompts import asked
 from consist.runs.config import RunConfig, spread_seeds
 from consist.runs.drawing import generate
 from consist.runs.folder import RunFolder
+from consist.runs.loading import SharedModel
 from consist.runs.many.benchmarks import PromptSet
 from consist.runs.many.worklist import Watch
 
@@ -66,3 +72,31 @@ class Painter:
     def __call__(self, run: SetRun, watch: Watch) -> None:
         """Draws a run, or what it lacks."""
         generate(run.config, run.folder.path, watch, self.model_for)
+
+
+def configure(one: PromptSet, settings: Mapping[str, Any], seed: int = 0) -> RunConfig:
+    """The run that draws a set with and without sharing."""
+    seeds = spread_seeds((one.seed + seed,), len(one.prompts))
+    told = {**settings, "method": tell_subject(settings["method"], one)}
+    return RunConfig(prompts=one.prompts, seeds=seeds, compare=True, **told)
+
+
+def tell_subject(method: Mapping[str, Any], one: PromptSet) -> dict[str, Any]:
+    """The settings of a method; where it must know the subject and does not, with that of a set.
+
+    A set that does not name it has as its subject whatever of the mini world its prompts ask for:
+    what they start with, a style or two animals, does not always tell.
+    """
+    built = build(method)
+    if not asks_for_subject(built) or built.subject:
+        return dict(method)
+    wanted = (subject.subject for prompt in one.prompts for subject in asked(prompt).subjects)
+    phrases = [one.subject] if one.subject else list(dict.fromkeys(wanted))
+    return {**method, "subject": phrases} if phrases else dict(method)
+
+
+def default_out(benchmark: str, settings: Mapping[str, Any], seed: int = 0) -> Path:
+    """A folder named after all settings: the same command, the same folder."""
+    text = json.dumps({**settings, "seed": seed}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Path("runs") / f"{Path(benchmark).stem}-{settings['method']['name']}-{digest[:8]}"

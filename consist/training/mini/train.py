@@ -18,7 +18,6 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from consist.digests import digest_of_weights
 from consist.errors import ConsistError
 from consist.mini.architecture import (
     assemble,
@@ -28,6 +27,7 @@ from consist.mini.architecture import (
     build_vae,
 )
 from consist.mini.reader import ReaderNet, load_reader
+from consist.models.weights import digest_of_weights
 from consist.training.mini.autoencoder import draw_pictures, encode_pictures, train_vae
 from consist.training.mini.denoiser import PHRASE_SAMPLE, captions_of, train_unet, train_words
 from consist.training.mini.loop import OutOfTime, Recipe, Report, Session

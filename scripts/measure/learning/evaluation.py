@@ -18,9 +18,10 @@ from consist.errors import ConsistError
 from consist.evaluation.intervals import Interval, bootstrap
 from consist.evaluation.judges.by_reader import mean_known
 from consist.evaluation.scores import to_plain
+from consist.files import write_atomically
 from consist.runs.config import RunConfig
 from consist.runs.drawing import Load, generate, load_model
-from consist.runs.folder import ISOLATED, RunFolder, write_atomically
+from consist.runs.folder import ISOLATED, RunFolder
 from consist.runs.versions import versions
 from consist.training.config import TrainConfig
 from consist.training.finetune import finetune, manifest

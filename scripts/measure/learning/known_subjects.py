@@ -15,6 +15,7 @@ from random import Random
 from consist.evaluation.judges.by_reader import PictureReader, identity_of, mean_known
 from consist.evaluation.metrics import agreement
 from consist.evaluation.scores import Score
+from consist.files import write_atomically
 from consist.mini.reader import Reading
 from consist.mini.scenes import SCENES
 from consist.mini.world import (
@@ -27,7 +28,6 @@ from consist.mini.world import (
     sample_pose,
     with_article,
 )
-from consist.runs.folder import write_atomically
 from consist.training.mini.autoencoder import picture
 from consist.training.mini.loop import Recipe
 

@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from consist.errors import ConsistError
+from consist.files import write_atomically
 from consist.mini.reader import Reader
 from consist.mini.world import draw, with_article
-from consist.models.loading import MINI_DEFAULTS, MINI_FOLDER, pick_device
+from consist.models.devices import pick_device
+from consist.models.loading import MINI_DEFAULTS, MINI_FOLDER
+from consist.models.weights import digest_of
 from consist.runs.config import RunConfig, spread_seeds
 from consist.runs.drawing import Load, generate
-from consist.runs.folder import ISOLATED, RunFolder, find_runs, write_atomically
+from consist.runs.folder import ISOLATED, RunFolder, find_runs
+from consist.runs.memory import grown_mib
 from consist.runs.references import with_references
-from consist.runs.versions import digest_of, grown_mib
 from consist.training.checkpoints import checkpoints
 from consist.training.class_images import class_root
 from consist.training.config import CLASS_IMAGES, TrainConfig

@@ -15,7 +15,7 @@ from typing import Any
 
 from consist.evaluation.intervals import Interval, bootstrap
 from consist.evaluation.scores import to_plain
-from consist.runs.folder import write_atomically
+from consist.files import write_atomically
 from learning.curve_plot import Curve, Panel, draw_curves
 from learning.known_subjects import KNOWN_SCORES
 from learning.learning_curve import BASE, Entry
