@@ -15,6 +15,7 @@ PACKAGE = ROOT / "consist"
 ROOMS = {
     "errors": (0, set()),
     "files": (1, {"PIL"}),
+    "settings": (1, set()),
     "spectra": (2, {"einops"}),
     "kernels": (2, {"triton"}),
     "models": (
