@@ -15,18 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from consist.attention.bank import Bank, keep_tokens
-from consist.attention.method import (
-    Blending,
-    Injecting,
-    Masked,
-    Method,
-    Named,
-    Prompting,
-    Rewriting,
-    Site,
-    halves_of,
-    reads_words,
-)
+from consist.attention.method import CACHE, Method, Site
 from consist.errors import ConsistError
 from consist.spectra.decomposition import decompose
 from consist.spectra.rules import keep_energy
@@ -35,7 +24,7 @@ ENERGY = 0.999  # share of the energy about the mean token that the factors keep
 DTYPE = torch.float16  # of what is kept
 
 
-class Recording:
+class Recording(Method):
     """A method that keeps what it shares, as the last image of the batch sees it.
 
     For one call of a pipeline, whose last image must be none of the anchors. What is kept of an
@@ -54,17 +43,12 @@ class Recording:
         # by the names of ``_Calls``, on the CPU
         self.kept: dict[str, Tensor] = {}
         self._calls = _Calls()
-        self.halves = halves_of(method)
-        # makes it Masked or Named itself, so that it is told where the subject is
-        if isinstance(method, Masked):
-            self.masks = method.masks
-        if isinstance(method, Named):
-            self.subject = method.subject
-        # and whatever else makes the anchors what they are
-        if isinstance(method, Blending):
-            self.blends, self.rewrite = method.blends, method.rewrite
-        if isinstance(method, Injecting):
-            self.inject = method.inject
+        # it is told all that makes the anchors what they are
+        self.halves = method.halves
+        self.masks = method.masks
+        self.subject = method.subject
+        self.reads_features = method.reads_features
+        self.reads_plain_queries = method.reads_plain_queries
 
     def covers(self, layer: str) -> bool:
         """As the method does."""
@@ -77,6 +61,18 @@ class Recording:
     def anchor_images(self, site: Site) -> tuple[int, ...]:
         """As the method does."""
         return self.method.anchor_images(site)
+
+    def blends(self, layer: str, progress: float) -> bool:
+        """As the method does."""
+        return self.method.blends(layer, progress)
+
+    def rewrite(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
+        """As the method does."""
+        return self.method.rewrite(q, k, v, site)
+
+    def inject(self, out: Tensor, site: Site) -> Tensor:
+        """As the method does."""
+        return self.method.inject(out, site)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Bank | None:
         """What the method shares at this site, for q, k, v ``(g n) h l d``."""
@@ -100,7 +96,7 @@ class Recording:
             self.kept[f"{call}/bias"] = bank.bias.cpu()
 
 
-class Cached:
+class Cached(Method):
     """A method that shows all images of a batch, none of them an anchor, what was recorded.
 
     For one call of a pipeline, which takes the steps of the one that was recorded. Of a method such
@@ -118,21 +114,13 @@ class Cached:
 
     def __init__(self, method: Method, kept: Mapping[str, Tensor]):
         self.method = method
-        self.halves = halves_of(method)
+        self.halves = method.halves
         self.kept = kept
         self._calls = _Calls()
 
     def covers(self, layer: str) -> bool:
         """As the method does."""
         return self.method.covers(layer)
-
-    def anchor_count(self, images: int) -> int:
-        """How many images must be drawn in every batch: none."""
-        return 0
-
-    def anchor_images(self, site: Site) -> tuple[int, ...]:
-        """The images of the batch whose tokens are shared: none."""
-        return ()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Bank | None:
         """What was recorded at this site, in the dtype and on the device of q ``(g n) h l d``."""
@@ -240,16 +228,5 @@ def refuse_uncached(method: Method, name: str) -> None:
     Raises:
         ConsistError: It does not, or nothing is shared.
     """
-    if reason := _needs(method):
+    if reason := method.obstacle(CACHE):
         raise ConsistError(f"{name} cannot be drawn from a cache: {reason}")
-
-
-def _needs(method: Method) -> str:
-    """Why a method cannot do without its anchors in the batch; "" if it can."""
-    if isinstance(method, Prompting):
-        return "it draws all pictures from one prompt"
-    if isinstance(method, Rewriting) and not isinstance(method, Blending):
-        return "queries and keys of each picture are brought to those of an anchor beside it"
-    if reads_words(method) and len(method.subject) != 1:
-        return f"it needs one subject to look for, and has {len(method.subject)}"
-    return "" if method.anchor_count(1) else "it shares nothing"

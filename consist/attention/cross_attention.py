@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from consist.attention.masks import SubjectTokens, token_weights
-from consist.attention.method import Prompting, Site
+from consist.attention.method import Method, Site
 
 
 class IdentityAttnProcessor:
@@ -31,7 +31,7 @@ class IdentityAttnProcessor:
     def __init__(
         self,
         layer: str,
-        method: Prompting,
+        method: Method,
         site: Callable[[str, int], Site],
         tokens: SubjectTokens,
     ):

@@ -4,9 +4,9 @@ A method never computes attention and never sees diffusers.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeGuard, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from consist.attention.bank import Bank
 from consist.attention.batch_split import Spread
 from consist.attention.correspondence import RecordedFeatures
+from consist.settings.fields import document_fields
 from consist.spectra.approximation import Bases
 
 Window = tuple[float, float]  # of progress: [start, stop), and a stop of 1 is included
@@ -78,125 +79,127 @@ class Site:
         return torch.stack(rows)
 
 
-class Method(Protocol):
-    """Says what the images of a batch share in the layers that it covers."""
-
-    def covers(self, layer: str) -> bool:
-        """Whether the self-attention layer of that dotted name is asked at all."""
-
-    def anchor_count(self, images: int) -> int:
-        """How many of ``images`` images, the first ones, must be drawn in every batch."""
-
-    def anchor_images(self, site: Site) -> tuple[int, ...]:
-        """The images of the batch whose tokens are shared, in ascending order."""
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Bank | None:
-        """What is shared at this site, for q, k, v ``(g n) h l d``; None: nothing."""
-
-
 # where the masks of a method are from: the words for its subject, what the anchors have in common,
 # or nowhere
 WORDS, MATCHES, NONE = "words", "matches", "none"
 
-
-@runtime_checkable
-class Masked(Method, Protocol):
-    """A method that may be told where the subject is: it reads ``masks`` of a site."""
-
-    @property
-    def masks(self) -> str:
-        """Where they are from: ``WORDS``, ``MATCHES`` or ``NONE``."""
-
-
-@runtime_checkable
-class Named(Masked, Protocol):
-    """A method that can look for words of the prompts."""
-
-    @property
-    def subject(self) -> tuple[str, ...]:
-        """The phrases of the prompts that name it; none: what all prompts start with."""
-
-
 # the guidance halves in which the images of a method share
 BOTH, CONDITIONAL = "both", "conditional"
 
+# what a method may be asked to allow
+EXTEND, CACHE, REFERENCES = "extend", "cache", "references"
+PROCESSES, ONE_STEP = "processes", "one step"
+USES = (EXTEND, CACHE, REFERENCES, PROCESSES, ONE_STEP)
 
-@runtime_checkable
-class Halving(Method, Protocol):
-    """A method that may leave the unconditional half alone."""
+# every method that has a name, in the order in which they were defined
+METHODS: dict[str, type["Method"]] = {}
+
+
+class Method:
+    """Says what the images of a batch share; by itself nothing, as all of it is neutral.
+
+    A method is a frozen dataclass that overrides what it does. With a name it is in ``METHODS``
+    from then on, and so on the command line:
+
+    ```python
+    @dataclass(frozen=True, kw_only=True)
+    class Mean(Method, name="mean", sees="the mean token of the anchors", after="ours"):
+    ```
+
+    Class arguments:
+        name: What it is called on the command line; "" for one that is not offered there.
+        sees: What an image sees of the others, for tables.
+        after: The paper with its number, or "ours".
+    """
+
+    name = ""
+    sees = ""
+    after = ""
+
+    # phrases of the prompts that name the subject; (): what all prompts start with
+    subject: tuple[str, ...] = ()
+    # where ``masks`` of a site are from: ``WORDS``, ``MATCHES`` or ``NONE``
+    masks: str = NONE
+    # the guidance halves it is asked in: ``BOTH`` or ``CONDITIONAL``
+    halves: str = BOTH
+    # whether it reads ``features`` of a site
+    reads_features = False
+    # whether it may read ``vanilla_q`` of a site; ``blends`` says where
+    reads_plain_queries = False
+    # whether all images are drawn from one prompt; then the last four functions are asked too
+    joins_prompts = False
+    # how many prompts are joined into one, or "all"
+    frames: int | str = "all"
+    # the weight of the identity's appended words; 0: cross-attention stays as it is
+    ipca: float = 0.0
+
+    def __init_subclass__(cls, name: str = "", sees: str = "", after: str = "", **given: Any):
+        super().__init_subclass__(**given)
+        cls.name, cls.sees, cls.after = name, sees, after
+        document_fields(cls)
+        if name:
+            METHODS[name] = cls
 
     @property
-    def halves(self) -> str:
-        """The guidance halves it is asked in: ``BOTH`` or ``CONDITIONAL``."""
+    def reads_words(self) -> bool:
+        """Whether it looks for words of the prompts, and must be told of them."""
+        return self.masks == WORDS
 
+    @property
+    def wants_subject(self) -> bool:
+        """Whether it reads ``subject``: to look for it, or to end the identity with it."""
+        return self.reads_words or self.joins_prompts
 
-def halves_of(method: Method) -> str:
-    """The guidance halves in which any method is asked."""
-    return method.halves if isinstance(method, Halving) else BOTH
+    def obstacle(self, use: str) -> str:
+        """Why it does not allow a use of ``USES``, as "it shares nothing"; "" if it does."""
+        if use == ONE_STEP:
+            waits = self.masks != NONE
+            return "it finds the subject in the steps before, and there are none" if waits else ""
+        if use == PROCESSES or self.anchor_count(1):
+            return ""
+        return "it shares nothing"
 
+    def reference_settings(self) -> Mapping[str, Any]:
+        """The fields that are set for given pictures in the place of anchors, unless they are."""
+        return {}
 
-def masks_of(method: Method) -> str:
-    """Where the masks of any method are from."""
-    return method.masks if isinstance(method, Masked) else NONE
+    def covers(self, layer: str) -> bool:
+        """Whether the self-attention layer of that dotted name is asked at all."""
+        return True
 
+    def anchor_count(self, images: int) -> int:
+        """How many of ``images`` images, the first ones, must be drawn in every batch."""
+        return 0
 
-def reads_words(method: Method) -> TypeGuard[Named]:
-    """Whether a method looks for words of the prompts, and must be told of them."""
-    return isinstance(method, Named) and method.masks == WORDS
+    def anchor_images(self, site: Site) -> tuple[int, ...]:
+        """The images of the batch whose tokens are shared, in ascending order."""
+        return ()
 
-
-@runtime_checkable
-class Rewriting(Method, Protocol):
-    """A method that changes what the images of the batch themselves look for and show."""
+    def blends(self, layer: str, progress: float) -> bool:
+        """Whether a covered layer asks for ``vanilla_q``; it costs one more call of the UNet."""
+        return False
 
     def rewrite(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
         """The q, k, v ``(g n) h l d`` that take the place of those given, which never change.
 
         It comes before the method is asked what is shared, which then sees the new ones.
         """
+        return q, k, v
 
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Bank | None:
+        """What is shared at this site, for q, k, v ``(g n) h l d``; None: nothing."""
+        return None
 
-@runtime_checkable
-class Prompting(Method, Protocol):
-    """A method that draws all images from one prompt which holds them."""
-
-    @property
-    def subject(self) -> tuple[str, ...]:
-        """The phrases that the identity ends with; none: what all prompts start with."""
-
-    @property
-    def frames(self) -> int | str:
-        """How many prompts are joined into one, or "all"."""
-
-    @property
-    def ipca(self) -> float:
-        """The weight of the identity's appended words; 0: cross-attention stays as it is."""
+    def inject(self, out: Tensor, site: Site) -> Tensor:
+        """What takes the place of ``out (g n) l c``, what attention gave, which never changes."""
+        return out
 
     def reweight(
         self, text: Tensor, frames: Sequence[Sequence[int]], current: int, ends: Sequence[int]
     ) -> Tensor:
         """The embeddings ``(s c)`` of the image whose frame is ``current``, from those of all."""
+        return text
 
     def text_bias(self, named: Tensor, site: Site) -> Tensor:
         """Log-weights ``(n, l or 1, s)`` of the text, the identity being ``named`` ``(n, s)``."""
-
-
-def asks_for_subject(method: Method) -> TypeGuard[Named | Prompting]:
-    """Whether a method reads the phrases of its subject: to look for them, or to end with them."""
-    return reads_words(method) or isinstance(method, Prompting)
-
-
-@runtime_checkable
-class Blending(Rewriting, Protocol):
-    """A method that rewrites with the queries of an undisturbed UNet: ``vanilla_q`` of a site."""
-
-    def blends(self, layer: str, progress: float) -> bool:
-        """Whether a layer that is covered asks for them; they cost one more call of the UNet."""
-
-
-@runtime_checkable
-class Injecting(Method, Protocol):
-    """A method that changes what self-attention gives; it reads ``features`` of a site."""
-
-    def inject(self, out: Tensor, site: Site) -> Tensor:
-        """What takes the place of ``out (g n) l c``, which never changes."""
+        return torch.zeros(named.shape[0], 1, named.shape[1])

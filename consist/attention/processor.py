@@ -32,19 +32,7 @@ from consist.attention.correspondence import RecordedFeatures
 from consist.attention.cross_attention import IdentityAttnProcessor
 from consist.attention.layers import attention_layers, refuse_unusual
 from consist.attention.masks import GivenMasks, RecordedMasks, SubjectTokens
-from consist.attention.method import (
-    CONDITIONAL,
-    MATCHES,
-    NONE,
-    WORDS,
-    Injecting,
-    Method,
-    Prompting,
-    Rewriting,
-    Site,
-    halves_of,
-    masks_of,
-)
+from consist.attention.method import CONDITIONAL, MATCHES, NONE, WORDS, Method, Site
 from consist.attention.recorders import MaskSource, UNetCall, listen
 
 TRAIN_TIMESTEPS = 1000  # of every Stable Diffusion; used when only a UNet is given
@@ -91,17 +79,19 @@ def shared_attention(
             block at the same time. See ``consist.runs.many.one_batch`` for what can be spread.
 
     Raises:
-        TypeError: ``pipe`` has no ``UNet2DConditionModel``.
+        TypeError: ``pipe`` has no ``UNet2DConditionModel``, or ``method`` is no ``Method``.
         ValueError: No self-attention layer is covered, or an argument does not fit.
         NotImplementedError: A layer that is covered, recorded or changed does more than plain
             attention.
     """
+    if not isinstance(method, Method):
+        raise TypeError(f"method is {method!r}; allowed: a consist.Method such as Matched()")
     if references < 0:
         raise ValueError(f"references is {references}; allowed: 0 and above")
     unet = _unet_of(pipe)
     layers = covered_layers(unet, method)
     source = _mask_source(method, subject_tokens, masks, spread)
-    features = RecordedFeatures() if isinstance(method, Injecting) else None
+    features = RecordedFeatures() if method.reads_features else None
     halves = _halves_reader(pipe, guidance_halves)
     call = UNetCall(halves, _train_timesteps(pipe), seed, source, features, spread)
     names = {
@@ -114,7 +104,7 @@ def shared_attention(
         for layer, attn in layers.items():
             restore.callback(attn.set_processor, attn.processor)
             attn.set_processor(SharedAttnProcessor(layer, method, call, names[layer], references))
-        if isinstance(method, Prompting) and subject_tokens is not None:
+        if method.joins_prompts and subject_tokens is not None:
             for layer, attn in _plain_layers(attention_layers(unet, ".attn2")).items():
                 restore.callback(attn.set_processor, attn.processor)
                 attn.set_processor(IdentityAttnProcessor(layer, method, call.site, subject_tokens))
@@ -152,22 +142,19 @@ class SharedAttnProcessor:
         )
 
         site = self.call.site(self.layer, query.shape[2])
-        if isinstance(self.method, Rewriting):
-            query, key, value = self.method.rewrite(query, key, value, site)
+        query, key, value = self.method.rewrite(query, key, value, site)
 
         hidden_states = self._attend(query, key, value, site)
 
         hidden_states = rearrange(hidden_states, "b h l d -> b l (h d)")
         dropout: torch.nn.Module = attn.to_out[1]
         hidden_states = dropout(attn.to_out[0](hidden_states))
-        if isinstance(self.method, Injecting):
-            hidden_states = self.method.inject(hidden_states, site)
-        return hidden_states
+        return self.method.inject(hidden_states, site)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> Tensor:
         """Attention ``(g n) h l d`` in which the images share, or those of one guidance half."""
         first = 0
-        if halves_of(self.method) == CONDITIONAL and site.g == 2:
+        if self.method.halves == CONDITIONAL and site.g == 2:
             first, site = len(q) // 2, replace(site, g=1)
         sharing = q[first:], k[first:], v[first:]
         query, key, bank = self._share(*sharing, site)
@@ -260,8 +247,8 @@ def _mask_source(
     method: Method, tokens: SubjectTokens | None, masks: Tensor | None, spread: Spread | None
 ) -> MaskSource | None:
     """What tells the method where the subject is; None if it does not ask."""
-    name, kind = type(method).__name__, masks_of(method)
-    if isinstance(method, Prompting):
+    name, kind = type(method).__name__, method.masks
+    if method.joins_prompts:
         if masks is not None or (tokens is not None) != (method.ipca > 0):
             wants = "those tokens that identity_tokens gives" if method.ipca else "neither"
             raise ValueError(f"subject_tokens or masks: {name} takes {wants}")

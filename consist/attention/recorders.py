@@ -22,7 +22,7 @@ from consist.attention.common_tokens import RecordedMatches
 from consist.attention.correspondence import RecordedFeatures
 from consist.attention.layers import feature_block, grid_of, matched_layers, recorded_layers
 from consist.attention.masks import GivenMasks, RecordedMasks
-from consist.attention.method import Blending, Method, Site
+from consist.attention.method import Method, Site
 from consist.spectra.approximation import Bases
 
 MaskSource: TypeAlias = GivenMasks | RecordedMasks | RecordedMatches
@@ -33,7 +33,7 @@ def listen(
 ) -> Iterator[RemovableHandle]:
     """Hooks up, one after another, all that a method in ``layers`` must be told of."""
     yield unet.register_forward_pre_hook(call, with_kwargs=True)
-    if isinstance(method, Blending):
+    if method.reads_plain_queries:
         plain = PlainForward(method, layers, call)
         yield unet.register_forward_pre_hook(plain, with_kwargs=True)
     if isinstance(call.masks, RecordedMasks):
@@ -146,7 +146,7 @@ class PlainForward:
     may share: among several images, with masks. The queries are held until their layer is reached.
     """
 
-    def __init__(self, method: Blending, layers: Mapping[str, Attention], call: UNetCall):
+    def __init__(self, method: Method, layers: Mapping[str, Attention], call: UNetCall):
         self.method = method
         self.layers = layers
         self.call = call

@@ -21,17 +21,17 @@ from rich.table import Table
 from consist.cli.console import hide_loading_bars, out, progress_bar, say
 from consist.cli.engine_options import ENGINES, choose_engine
 from consist.errors import ConsistError
-from consist.evaluation.ablation.comparison import Comparison, compare
-from consist.evaluation.ablation.measuring import Work, measure
+from consist.evaluation.ablation.comparison import Comparison
+from consist.evaluation.ablation.measuring import Work, compare_all, measure
 from consist.evaluation.ablation.results import Trial, correction, name_cpu, write_results
 from consist.evaluation.ablation.settings import HALVES, Setting, choose, split_half
 from consist.evaluation.intervals import Interval
 from consist.evaluation.judges import load_judges
 from consist.evaluation.judges.judge import Judge
-from consist.evaluation.scores import QUALITIES, SCORES, Evaluation, read_scores
+from consist.evaluation.scores import QUALITIES, SCORES, Evaluation
 from consist.models.devices import describe, pick_device
 from consist.models.loading import MINI
-from consist.runs.folder import ISOLATED, RunFolder
+from consist.runs.folder import ISOLATED
 from consist.runs.many.benchmarks import load_benchmark, select, shorten
 from consist.runs.many.ranks import joined
 from consist.runs.versions import versions
@@ -173,15 +173,6 @@ def plan_work(options: argparse.Namespace, judges: Sequence[Judge]) -> Work:
         seed=options.seed,
         noun=options.subject,
     )
-
-
-def compare_all(settings: Sequence[Setting], found: Mapping[str, Evaluation]) -> Comparison:
-    """Compares settings by the scores that lie in their run folders."""
-    scores = {
-        name: [read_scores(RunFolder(Path(run))) for run in one.runs] for name, one in found.items()
-    }
-    summaries = {name: {**one.scores, **one.quality} for name, one in found.items()}
-    return compare(settings, scores, summaries)
 
 
 def state(options: argparse.Namespace, work: Work, evaluation: Evaluation) -> dict[str, Any]:

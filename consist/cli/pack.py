@@ -48,8 +48,7 @@ def read_packs(names: list[str], subject: str, model: str) -> tuple[str, ...]:
 
 def is_told(method: str) -> bool:
     """Whether a method of that name is told the words for its subject."""
-    from consist.attention.method import asks_for_subject
     from consist.methods import METHODS
 
     kind = METHODS.get(method)
-    return kind is not None and asks_for_subject(kind())
+    return kind is not None and kind().wants_subject

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from consist.errors import ConsistError
+from consist.evaluation.judges import load_judges
 from consist.evaluation.judges.by_reader import ReadingJudge
 from consist.evaluation.judges.judge import Judge, Row, RowScores
 from consist.evaluation.scores import (
@@ -24,6 +25,7 @@ from consist.evaluation.scores import (
 )
 from consist.evaluation.summary import combine
 from consist.mini.prompts import asked
+from consist.models.loading import MINI
 from consist.runs.baseline import fits, reuse_isolated
 from consist.runs.config import RunConfig
 from consist.runs.drawing import Load, Watch, generate, load_model
@@ -137,6 +139,44 @@ def describe_wish(prompt: str) -> dict[str, Any]:
 
 
 # many runs
+
+
+def evaluate(
+    *runs: Path | str,
+    judges: Sequence[Judge] | None = None,
+    noun: str | None = None,
+    redo: bool = False,
+    watch: Watch = lambda done, count: None,
+) -> Evaluation:
+    """Measures runs beside the same prompts drawn without sharing, and sums them up.
+
+    ```python
+    print(consist.evaluate("runs/cat").scores["identity"])
+    ```
+
+    Args:
+        runs: Run folders, at least one. What they lack is drawn.
+        judges: What measures, of ``consist.evaluation.judges.load_judges``; by default the reader
+            of the drawn world, which knows pictures of `mini` alone.
+        noun: What a segmenter shall find.
+        redo: Measure also what was measured by these judges before.
+        watch: Told how many runs are done (fractions count), and how many there are.
+
+    Raises:
+        ValueError: No run was given.
+        ConsistError: A folder holds no run, or it cannot be drawn or measured.
+    """
+    if not runs:
+        raise ValueError("no run was given; give at least one folder")
+    folders = [RunFolder(Path(run)) for run in runs]
+    for folder in folders:
+        model = folder.read_config().model
+        if judges is None and model != MINI:
+            raise ConsistError(
+                f"{folder.path} was drawn by {model}, which the reader does not know; give judges"
+            )
+    measuring = load_judges(reader=True) if judges is None else judges
+    return evaluate_runs(folders, measuring, noun=noun, redo=redo, watch=watch)
 
 
 def evaluate_runs(

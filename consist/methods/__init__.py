@@ -1,34 +1,16 @@
-"""What is shared between images: one file per paper, and the names they go by."""
+"""What is shared between images: one paper a file, which registers its method by name."""
 
 from collections.abc import Mapping
 from dataclasses import fields
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
-from consist.attention.method import Method
+from consist.attention.method import METHODS, Method
 from consist.errors import ConsistError, unknown
-from consist.methods.consistory import Consistory
-from consist.methods.isolated import Isolated
-from consist.methods.matched import Matched
-from consist.methods.notch import Notch
-from consist.methods.one_prompt import OnePrompt
-from consist.methods.sdsa import Sdsa
-from consist.methods.shared import Shared
-from consist.methods.spectral import Spectral
-from consist.methods.storydiffusion import StoryDiffusion
-from consist.methods.stylealigned import StyleAligned
 
-METHODS: dict[str, type[Method]] = {
-    "isolated": Isolated,
-    "matched": Matched,
-    "shared": Shared,
-    "spectral": Spectral,
-    "notch": Notch,
-    "sdsa": Sdsa,
-    "consistory": Consistory,
-    "one-prompt": OnePrompt,
-    "storydiffusion": StoryDiffusion,
-    "stylealigned": StyleAligned,
-}
+for _file in iter_modules(__path__):
+    import_module(f"{__name__}.{_file.name}")
 
 
 def build(settings: Mapping[str, Any]) -> Method:

@@ -7,14 +7,19 @@ from torch import Tensor
 
 from consist.attention.bank import Bank
 from consist.attention.correspondence import Matches
-from consist.attention.method import Site, Window, is_within
+from consist.attention.method import PROCESSES, Site, Window, is_within
 from consist.methods.sdsa import Sdsa
 
 INJECTED = ("down_blocks.", "up_blocks.")  # features are injected in encoder and decoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consistory(Sdsa):
+class Consistory(
+    Sdsa,
+    name="consistory",
+    sees="as sdsa; early queries are blended, matching features injected",
+    after="ConsiStory, arXiv:2402.03286",
+):
     """Sdsa, with layouts that vary more and details of the subject that agree more.
 
     Query blending (section 4.2, eq. 4): ``Q* = (1 - nu) Q_sdsa + nu Q_vanilla`` in the layers that
@@ -34,14 +39,24 @@ class Consistory(Sdsa):
     DDIM need 54 calls of the UNet, those of the code 112. A window that no step falls into, as may
     be with few steps, does nothing. The vanilla queries of all layers are in memory at a time.
 
+    Args:
+        blending: The weights ``nu`` of vanilla queries where their window starts and stops, each in
+            [0, 1].
+        blending_window: When queries are blended: progress from start to stop.
+        injection: The weight ``alpha`` of injected features, in [0, 1].
+        injection_window: When features are injected: progress from start to stop.
+
     Raises:
         ValueError: A field is out of its range, when made; more anchors than images, when called.
     """
 
-    blending: tuple[float, float] = (0.9, 0.8)  # nu where its window starts and stops, in [0, 1]
-    blending_window: Window = (0.0, 0.1)  # progress [start, stop)
-    injection: float = 0.8  # alpha, in [0, 1]
-    injection_window: Window = (0.1, 0.32)  # progress [start, stop)
+    reads_features = True
+    reads_plain_queries = True
+
+    blending: tuple[float, float] = (0.9, 0.8)
+    blending_window: Window = (0.0, 0.1)
+    injection: float = 0.8
+    injection_window: Window = (0.1, 0.32)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +68,12 @@ class Consistory(Sdsa):
             window = getattr(self, name)
             if len(window) != 2 or not 0 <= window[0] < window[1] <= 1:
                 raise ValueError(f"{name} is {window}; allowed: 0 <= start < stop <= 1")
+
+    def obstacle(self, use: str) -> str:
+        """Injected features come from anchors that are drawn in the same process."""
+        if use == PROCESSES:
+            return "features of the anchors are injected into each picture"
+        return super().obstacle(use)
 
     def covers(self, layer: str) -> bool:
         """Whether ``layer`` is one that shares, or one that features may be injected in."""

@@ -8,7 +8,12 @@ from consist.methods.sdsa import FIRST
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matched(Consistory):
+class Matched(
+    Consistory,
+    name="matched",
+    sees="what all anchors have in common, of the first one; matching features are injected",
+    after="ours, on top of ConsiStory",
+):
     """Every image attends to the first one, to what all anchors have in common, and takes features.
 
     Four differences to ``Consistory``. Its subject masks are those of
@@ -24,12 +29,21 @@ class Matched(Consistory):
     the identity at the same leakage. It is refuted if this is not above ``Consistory`` on the front
     of identity against leakage; see ``docs/subjects.md`` for what was measured.
 
+    Args:
+        masks: How the subject is found: by "matches", what the anchors have in common, or by
+            "words", in cross-attention.
+        source: The anchors whose subject is shown: "all", or the "first" alone.
+        mask_dropout: The chance that a token of the subject is left out, in [0, 1).
+        blending: The weights ``nu`` of vanilla queries where their window starts and stops, each in
+            [0, 1]; here none.
+        strength: The weight of a shared token against an own one, above 0.
+
     Raises:
         ValueError: A field is out of its range, when made; more anchors than images, when called.
     """
 
-    masks: str = MATCHES  # "matches": what the anchors have in common; "words": as of Sdsa
-    source: str = FIRST  # anchors whose subject is shown: "all", or "first" of them alone
-    mask_dropout: float = 0.0  # chance that a subject token is left out, in [0, 1)
-    blending: tuple[float, float] = (0.0, 0.0)  # nu of query blending, as of Consistory
-    strength: float = 16.0  # weight of a shared token against an own one, above 0
+    masks: str = MATCHES
+    source: str = FIRST
+    mask_dropout: float = 0.0
+    blending: tuple[float, float] = (0.0, 0.0)
+    strength: float = 16.0

@@ -27,21 +27,33 @@ RIDGE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Notch(Reweighted):
+class Notch(
+    Reweighted,
+    name="notch",
+    sees="all tokens, without directions that one anchor has for itself",
+    after="ours",
+):
     """Shared, without the directions of which one anchor has nearly all the energy.
 
     What is missing in one anchor but shared by the others stays whole. The spectra come first, if
     there are any: flattening afterwards would lift what is pressed down here. ``pool`` is theirs
     alone. With one anchor there is nothing to compare, and only the spectra act.
 
+    Args:
+        keys: The spectrum of the keys, before the notch.
+        values: The spectrum of the values, before the notch.
+        keys_share: The largest share that one anchor may have in a direction of the keys, in
+            [0.5, 1]; 1 leaves them alone.
+        values_share: The same for the values.
+
     Raises:
         ValueError: A field is out of its range, when made; more anchors than images, when called.
     """
 
-    keys: str = "identity"  # spectrum of the keys, before the notch
-    values: str = "identity"  # spectrum of the values, before the notch
-    keys_share: float = 0.8  # largest share of one anchor for the keys, in [0.5, 1]; 1: left alone
-    values_share: float = 0.8  # largest share of one anchor for the values, in [0.5, 1]
+    keys: str = "identity"
+    values: str = "identity"
+    keys_share: float = 0.8
+    values_share: float = 0.8
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from consist.attention.bank import Bank
-from consist.attention.method import Site
+from consist.attention.method import ONE_STEP, Site
 from consist.errors import ConsistError
 from consist.methods.shared import Reweighted
 from consist.spectra.decomposition import decompose
@@ -20,7 +20,12 @@ END_SCALE = 0.9  # of the end tokens at every reweighting, with ends="scaled"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnePrompt(Reweighted):
+class OnePrompt(
+    Reweighted,
+    name="one-prompt",
+    sees="nothing; one prompt holds all scenes, told apart by singular values",
+    after="1Prompt1Story, arXiv:2501.13554",
+):
     """Draws every image from one prompt that holds all scenes, with its own scene made to lead.
 
     1Prompt1Story has three parts. The prompt ``[P0; P1; ...; PN]`` is the identity ``P0`` and what
@@ -39,19 +44,34 @@ class OnePrompt(Reweighted):
 
     With ``shared`` self-attention is that of ``Reweighted``, whose fields else have no effect.
 
+    Args:
+        subject: The phrases that the identity ends with; none stands for what all prompts start
+            with.
+        frames: How many prompts are joined into one: "all", or so many, in a circle from the drawn
+            one on.
+        express: The constants alpha and beta for the frame that is drawn.
+        suppress: The constants alpha and beta for each other frame.
+        ends: What becomes of end tokens: "reweighted" with each frame, or "scaled" instead.
+        ipca: The weight of the identity's appended words, at least 0; 0 appends none.
+        ipca_dropout: The chance that a place does not see one of them, in [0, 1).
+        shared: Whether self-attention is shared too.
+        values: The spectrum of the shared values, which is flattened here.
+
     Raises:
         ValueError: A field is out of its range, when made; more anchors than images, when called.
     """
 
-    subject: tuple[str, ...] = ()  # phrases of the identity; none: what all prompts start with
-    frames: int | str = "all"  # in one prompt: "all", or so many, in a circle from the drawn one on
-    express: tuple[float, float] = (-0.01, 1.0)  # alpha, beta for the frame that is drawn
-    suppress: tuple[float, float] = (0.01, 0.05)  # alpha, beta for each other frame
-    ends: str = "reweighted"  # end tokens: "reweighted" with each frame, or "scaled" instead
-    ipca: float = 1.0  # weight of the identity's appended words, at least 0; 0: none are appended
-    ipca_dropout: float = 0.0  # chance that a place does not see one of them, in [0, 1)
-    shared: bool = False  # self-attention is shared too
-    values: str = "log2"  # spectrum of the shared values, as of Spectral
+    joins_prompts = True
+
+    subject: tuple[str, ...] = ()
+    frames: int | str = "all"
+    express: tuple[float, float] = (-0.01, 1.0)
+    suppress: tuple[float, float] = (0.01, 0.05)
+    ends: str = "reweighted"
+    ipca: float = 1.0
+    ipca_dropout: float = 0.0
+    shared: bool = False
+    values: str = "log2"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +88,10 @@ class OnePrompt(Reweighted):
             raise ValueError(f"ipca is {self.ipca}; allowed: finite and at least 0")
         if not 0 <= self.ipca_dropout < 1:
             raise ValueError(f"ipca_dropout is {self.ipca_dropout}; allowed: 0 <= chance < 1")
+
+    def obstacle(self, use: str) -> str:
+        """Every picture depends on all prompts."""
+        return "" if use == ONE_STEP else "it draws all pictures from one prompt"
 
     def anchor_count(self, images: int) -> int:
         """How many of ``images`` images, the first ones, must be drawn in every batch."""

@@ -1,13 +1,15 @@
 """Sharing of the subject alone: ConsiStory's subject-driven self-attention, arXiv:2402.03286."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from consist.attention.bank import Bank, keep_tokens
-from consist.attention.method import MATCHES, WORDS, Site
+from consist.attention.method import CACHE, MATCHES, WORDS, Site
 from consist.methods.shared import Reweighted
 
 # whose subject is shown
@@ -15,7 +17,12 @@ ALL, FIRST = "all", "first"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sdsa(Reweighted):
+class Sdsa(
+    Reweighted,
+    name="sdsa",
+    sees="the subject's tokens, half of them dropped at random",
+    after="ConsiStory, arXiv:2402.03286",
+):
     """Every image attends to the subject of the anchor images: ConsiStory's SDSA, in one pass.
 
     Section 4.1, eq. 2-3: ``A_i = softmax(Q_i K+^T / sqrt(d) + log M_i+)``, where ``M_i+`` is 1 for
@@ -33,16 +40,22 @@ class Sdsa(Reweighted):
     Query blending and feature injection (sections 4.2 and 4.3) are no part of it. The spectra, if
     there are any, act on all tokens of the anchors, and the mask comes after.
 
+    Args:
+        subject: The phrases of the prompts that name it; none stands for what all prompts start
+            with.
+        masks: How the subject is found: by "words", in cross-attention, or by "matches", what the
+            anchors have in common.
+        source: The anchors whose subject is shown: "all", or the "first" alone.
+        mask_dropout: The chance that a token of the subject is left out, in [0, 1).
+
     Raises:
         ValueError: A field is out of its range, when made; more anchors than images, when called.
     """
 
-    subject: tuple[str, ...] = ()  # phrases of the prompts; none: what all prompts start with
-    masks: str = WORDS  # "words": cross-attention to the subject; "matches": as of Spectral
-    source: str = ALL  # anchors whose subject is shown: "all", or "first" of them alone
-    mask_dropout: float = 0.5  # chance that a subject token is left out, in [0, 1)
-    keys: str = "identity"  # spectrum of the keys, see consist.spectra.rules.parse_spectrum
-    values: str = "identity"  # spectrum of the values
+    subject: tuple[str, ...] = ()
+    masks: str = WORDS
+    source: str = ALL
+    mask_dropout: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +67,16 @@ class Sdsa(Reweighted):
             raise ValueError(f"source is {self.source!r}; allowed: {ALL!r} or {FIRST!r}")
         if not 0 <= self.mask_dropout < 1:
             raise ValueError(f"mask_dropout is {self.mask_dropout}; allowed: 0 <= chance < 1")
+
+    def obstacle(self, use: str) -> str:
+        """A cache holds one subject, whose words must be known."""
+        if use == CACHE and self.reads_words and len(self.subject) != 1:
+            return f"it needs one subject to look for, and has {len(self.subject)}"
+        return super().obstacle(use)
+
+    def reference_settings(self) -> Mapping[str, Any]:
+        """Given pictures do not take from each other, so all of them may be shown."""
+        return {"source": ALL}
 
     def anchor_images(self, site: Site) -> tuple[int, ...]:
         """The images of the batch whose subjects are shared, in ascending order."""

@@ -11,13 +11,18 @@ from torch import Tensor
 
 from consist.attention.backends import filter_tokens
 from consist.attention.bank import Bank, pack
-from consist.attention.method import BOTH, CONDITIONAL, Site, Window, is_within
+from consist.attention.method import BOTH, CONDITIONAL, EXTEND, Method, Site, Window, is_within
 from consist.spectra.approximation import SOLVERS, find_solver
 from consist.spectra.rules import parse_spectrum
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shared:
+class Shared(
+    Method,
+    name="shared",
+    sees="all tokens of the anchors",
+    after="ConsiStory without masks, arXiv:2402.03286",
+):
     """Every image attends to all tokens of the anchor images: ConsiStory without its masks.
 
     Self-attention of arXiv:2402.03286, eq. 2-3, with M = 1 for anchors.
@@ -26,16 +31,27 @@ class Shared:
     guidance moves away from what the image is without the others: in ``u + w (c - u)`` what is
     shared weighs ``w`` times as much as where ``u`` shares too. Without guidance it is the same.
 
+    Args:
+        anchors: The images that are seen: so many of them, the first ones; "all"; or "random", one
+            that is drawn anew at each call.
+        layers: Where it shares, as beginnings of dotted layer names.
+        sides: Where it shares, by the longer side of the token grid: smallest and largest, in
+            tokens.
+        window: When it shares: progress from start to stop, 0 pure noise and 1 finished. A stop of
+            1 is included, any other is not.
+        strength: The weight of a shared token against an own one, above 0.
+        halves: The guidance halves that share: "both" or "conditional".
+
     Raises:
         ValueError: A field is out of its range, when made; more anchors than images, when called.
     """
 
-    anchors: int | str = "all"  # the first so many images, "all", or "random": one, at each call
-    layers: tuple[str, ...] = ("up_blocks",)  # beginnings of dotted layer names
-    sides: tuple[int, int] = (1, 65536)  # longer side of the token grid, [smallest, largest]
-    window: Window = (0.0, 1.0)  # progress [start, stop); a stop of 1 is included
-    strength: float = 1.0  # weight of a shared token against an own one, above 0
-    halves: str = BOTH  # guidance halves that share: "both" or "conditional"
+    anchors: int | str = "all"
+    layers: tuple[str, ...] = ("up_blocks",)
+    sides: tuple[int, int] = (1, 65536)
+    window: Window = (0.0, 1.0)
+    strength: float = 1.0
+    halves: str = BOTH
 
     def __post_init__(self) -> None:
         named = self.anchors in ("all", "random")
@@ -55,6 +71,15 @@ class Shared:
             raise ValueError(f"strength is {self.strength}; allowed: finite and above 0")
         if self.halves not in (BOTH, CONDITIONAL):
             raise ValueError(f"halves is {self.halves!r}; allowed: {BOTH!r} or {CONDITIONAL!r}")
+
+    def obstacle(self, use: str) -> str:
+        """Random anchors do not allow further pictures."""
+        if use == EXTEND and self.anchors == "random":
+            return (
+                "with random anchors each picture depends on all others; "
+                "take anchors that are all or a number"
+            )
+        return super().obstacle(use)
 
     def covers(self, layer: str) -> bool:
         """Whether ``layer`` lies in one of ``layers``, by whole parts of its dotted name."""
@@ -109,17 +134,24 @@ class Reweighted(Shared):
 
     An image's own keys and values stay as they are; the guidance halves are never mixed.
 
+    Args:
+        keys: The spectrum of the keys, as text such as "energy:0.95"; "identity" leaves them alone.
+        values: The spectrum of the values, as text too.
+        width: The matrix that is decomposed: each "head" alone, or "full", all heads side by side.
+        pool: Whose tokens it has: each "anchor" alone, or "all" of them below one another.
+        centered: Whether the mean token is kept out of the reweighting.
+        solver: How the map is found: "exact" by eigh, "fast" by products alone, or "auto", which is
+            fast on CUDA only.
+
     Raises:
         ValueError: A field is out of its range, when made; more anchors than images, when called.
     """
 
-    keys: str = "identity"  # spectrum of the keys, see consist.spectra.rules.parse_spectrum
-    values: str = "identity"  # spectrum of the values
-    width: str = "head"  # "head": each head alone; "full": all heads side by side
-    pool: str = "all"  # "anchor": each anchor alone; "all": their tokens below one another
-    centered: bool = True  # the mean token is kept out of the reweighting
-    # how a map is found: "exact" by eigh, "fast" by products alone, "auto" fast on CUDA only; see
-    # consist.spectra.approximation
+    keys: str = "identity"
+    values: str = "identity"
+    width: str = "head"
+    pool: str = "all"
+    centered: bool = True
     solver: str = "auto"
 
     def __post_init__(self) -> None:

@@ -14,7 +14,12 @@ from consist.methods.shared import Reweighted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spectral(Reweighted):
+class Spectral(
+    Reweighted,
+    name="spectral",
+    sees="all tokens, the singular values of their values flattened",
+    after="Grishina 2025",
+):
     """All tokens of the anchors, with small singular values zeroed and the rest reweighted.
 
     Grishina 2025 has ``width="full"``, ``pool="anchor"``, ``centered=False``: singular values alone
@@ -24,12 +29,17 @@ class Spectral(Reweighted):
     something like, see ``consist.attention.common_tokens``; none at the first step, before that is
     known.
 
+    Args:
+        masks: Which tokens are shared: "none" of them is left out, or "matches", those that the
+            anchors have in common.
+        values: The spectrum of the values, which is flattened here.
+
     Raises:
         ValueError: A field is out of its range, when made; more anchors than images, when called.
     """
 
-    masks: str = NONE  # "none": all tokens are shared; "matches": what the anchors have in common
-    values: str = "log2"  # spectrum of the values
+    masks: str = NONE
+    values: str = "log2"
 
     def __post_init__(self) -> None:
         super().__post_init__()

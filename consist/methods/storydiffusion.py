@@ -11,7 +11,12 @@ from consist.methods.shared import Shared
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoryDiffusion(Shared):
+class StoryDiffusion(
+    Shared,
+    name="storydiffusion",
+    sees="a random half of the tokens",
+    after="StoryDiffusion, arXiv:2405.01434",
+):
     """Every image attends to a random share of the tokens of the other images.
 
     ``softmax(Q_i [K_i, K_S]^T / sqrt(d)) [V_i, V_S]``, where ``S`` are tokens that were drawn from
@@ -22,13 +27,18 @@ class StoryDiffusion(Shared):
     step 0, steps 1 to 19 and steps 20 to 49 of 50 is ``window=(0.02, 1.0)``, ``chances=(0.7, 0.9)``
     and ``warm_up=0.4``. What it calls identity images is the first ``anchors``.
 
+    Args:
+        rate: The chance that a token of another image is seen, in (0, 1]; 1 shows all.
+        chances: The chances that a layer shares at a step, in warm-up and after it, each in [0, 1].
+        warm_up: The progress at which warm-up is over, in [0, 1].
+
     Raises:
         ValueError: A field is out of its range, when made; more anchors than images, when called.
     """
 
-    rate: float = 0.5  # chance that a token of another image is seen, in (0, 1]; 1 is Shared
-    chances: tuple[float, float] = (1.0, 1.0)  # that a layer shares at a step: in warm-up, and then
-    warm_up: float = 0.4  # progress at which warm-up is over, in [0, 1]
+    rate: float = 0.5
+    chances: tuple[float, float] = (1.0, 1.0)
+    warm_up: float = 0.4
 
     def __post_init__(self) -> None:
         super().__post_init__()

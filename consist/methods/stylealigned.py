@@ -8,12 +8,17 @@ from torch import Tensor
 
 from consist.attention.adain import affine
 from consist.attention.bank import Bank
-from consist.attention.method import Site
+from consist.attention.method import CACHE, PROCESSES, Site
 from consist.methods.shared import Shared
 
 
 @dataclass(frozen=True, kw_only=True)
-class StyleAligned(Shared):
+class StyleAligned(
+    Shared,
+    name="stylealigned",
+    sees="the first image, to which queries and keys are normalized",
+    after="StyleAligned, arXiv:2312.02133",
+):
     """Every image attends to the reference, the first image, with queries and keys brought to it.
 
     ``softmax(Q^_i [K^_i, s K^_r]^T / sqrt(d) + [0, ln w]) [V_i, V_r]``, where ``Q^`` and ``K^`` are
@@ -24,13 +29,18 @@ class StyleAligned(Shared):
 
     The shared norms of that code, which are off for sets of SDXL pictures, are no part of it.
 
+    Args:
+        anchors: The reference; 1 is all that is allowed.
+        layers: Where it shares, as beginnings of dotted layer names; here everywhere.
+        scale: The factor of the reference's keys for the other images, above 0.
+
     Raises:
         ValueError: A field is out of its range, when made.
     """
 
-    anchors: int | str = 1  # the reference
+    anchors: int | str = 1
     layers: tuple[str, ...] = ("down_blocks", "mid_block", "up_blocks")
-    scale: float = 1.0  # factor of the reference's keys for the other images, above 0
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,6 +48,12 @@ class StyleAligned(Shared):
             raise ValueError(f"anchors is {self.anchors!r}; allowed: 1, the reference")
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale is {self.scale}; allowed: finite and above 0")
+
+    def obstacle(self, use: str) -> str:
+        """What is normalized to an anchor needs it in the same batch."""
+        if use in (CACHE, PROCESSES):
+            return "queries and keys of each picture are brought to those of an anchor beside it"
+        return super().obstacle(use)
 
     def rewrite(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys ``(g n) h l d`` brought to the reference, and the values as given."""

@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
 from consist.attention.masks import SubjectTokens
-from consist.attention.method import Prompting
+from consist.attention.method import Method
 from consist.errors import ConsistError
 from consist.prompts.phrases import split_identity
 
@@ -65,7 +65,7 @@ class Places:
 def encode_prompts(
     pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
     prompts: Sequence[str],
-    method: Prompting,
+    method: Method,
     *,
     images: Sequence[int] | None = None,
     negative: str = "",
@@ -116,7 +116,7 @@ def encode_prompts(
 def identity_tokens(
     pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
     prompts: Sequence[str],
-    method: Prompting,
+    method: Method,
 ) -> SubjectTokens | None:
     """Finds the tokens of the identity in what ``encode_prompts`` encodes.
 
@@ -136,7 +136,7 @@ def identity_tokens(
     return tuple((tuple(find_places(pipe, tokenizer, prompt).identity),) for prompt in made)
 
 
-def consolidate(pipe: Any, prompts: Sequence[str], method: Prompting) -> list[Consolidated]:
+def consolidate(pipe: Any, prompts: Sequence[str], method: Method) -> list[Consolidated]:
     """The consolidated prompt ``[P0; P1; ...; PN]`` of each image (arXiv:2501.13554).
 
     Raises:
@@ -201,9 +201,7 @@ def _overflow(pipe: Any, made: Iterable[Consolidated]) -> str | None:
     return None
 
 
-def _reweight(
-    pipe: Any, embeds: Tensor, drawn: Sequence[Consolidated], method: Prompting
-) -> Tensor:
+def _reweight(pipe: Any, embeds: Tensor, drawn: Sequence[Consolidated], method: Method) -> Tensor:
     """Reweights ``(n s c)``, the part of each text encoder by itself."""
     encoders = _text_encoders(pipe)
     parts = embeds.split([encoder.config.hidden_size for _, encoder in encoders], dim=-1)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from consist.attention.method import Method, Prompting, reads_words
+from consist.attention.method import EXTEND, Method
 from consist.errors import ConsistError
 from consist.methods import build
 from consist.models.loading import MINI
@@ -191,7 +191,7 @@ def write_out_anchors(folder: RunFolder) -> RunConfig:
     method = build(settled["method"])
     count = count_anchors(method, config)
     told = {**settled.pop("method"), "anchors": count}
-    if reads_words(method) and not method.subject:
+    if method.reads_words and not method.subject:
         told["subject"] = [shared_phrase(config.prompts)]
     return replace(
         config,
@@ -209,15 +209,8 @@ def count_anchors(method: Method, config: RunConfig) -> int:
         ConsistError: Each picture depends on all others, or on none.
     """
     name, count = config.method["name"], method.anchor_count(len(config.prompts))
-    if isinstance(method, Prompting):
-        raise ConsistError(f"{name} draws all pictures from one prompt, so none can be drawn later")
-    if getattr(method, "anchors", None) == "random":
-        raise ConsistError(
-            "with random anchors each picture depends on all others, so none can be drawn later; "
-            "take anchors that are all or a number"
-        )
-    if not count:
-        raise ConsistError(f"{name} shares nothing, so there is no subject to draw more of")
+    if reason := method.obstacle(EXTEND):
+        raise ConsistError(f"{name} cannot draw more of a subject: {reason}")
     return count
 
 

@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from consist.attention.backends import choose
 from consist.attention.masks import SubjectTokens
-from consist.attention.method import Method, Prompting, reads_words
+from consist.attention.method import Method
 from consist.errors import ConsistError
 from consist.methods import build
 from consist.models.loading import MINI, Model, Pipeline, set_scheduler
@@ -110,9 +110,9 @@ def warn_of_new_words(prompts: tuple[str, ...], learned: Collection[str] = ()) -
 
 def subject_tokens(pipe: Pipeline, config: RunConfig, method: Method) -> SubjectTokens | None:
     """Where each prompt of the run names the subject, for a method that must be told."""
-    if isinstance(method, Prompting):
+    if method.joins_prompts:
         return identity_tokens(pipe, config.prompts, method)
-    return _find(pipe, config, method.subject) if reads_words(method) else None
+    return _find(pipe, config, method.subject) if method.reads_words else None
 
 
 def lora_tokens(pipe: Pipeline, config: RunConfig) -> SubjectTokens | None:
@@ -136,7 +136,7 @@ def conditioning(
     method: Method,
 ) -> dict[str, Any]:
     """The arguments that tell a pipeline what to draw: prompts, or embeddings in their place."""
-    if isinstance(method, Prompting):
+    if method.joins_prompts:
         drawn, negative = chunk.images, config.negative
         return dict(encode_prompts(pipe, config.prompts, method, images=drawn, negative=negative))
     return {

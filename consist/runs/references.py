@@ -17,10 +17,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from consist.attention.method import Prompting, reads_words
+from consist.attention.method import REFERENCES
 from consist.errors import ConsistError
 from consist.methods import build
-from consist.methods.sdsa import ALL, Sdsa
 from consist.models.loading import Pipeline
 from consist.prompts.phrases import shared_phrase
 from consist.runs.config import RunConfig, spread_seeds
@@ -72,18 +71,13 @@ def with_references(
 def _method_for(config: RunConfig, prompts: tuple[str, ...]) -> dict[str, Any]:
     """The settings of the method with as many anchors as there are references."""
     name, method = config.method["name"], build(config.method)
-    if isinstance(method, Prompting):
-        raise ConsistError(f"{name} draws all pictures from one prompt, so it takes no references")
-    if not method.anchor_count(1):
-        raise ConsistError(f"{name} shares nothing, so it takes no references")
+    if reason := method.obstacle(REFERENCES):
+        raise ConsistError(f"{name} takes no references: {reason}")
     if "anchors" in config.method:
         raise ConsistError("references are the anchors themselves; leave the method's anchors out")
-    told = {**config.method, "anchors": len(prompts)}
-    if isinstance(method, Sdsa) and "source" not in config.method:
-        # given pictures do not take from each other, so all of them may be shown
-        told["source"] = ALL
+    told = {**method.reference_settings(), **config.method, "anchors": len(prompts)}
     build(told)
-    if reads_words(method) and not method.subject:
+    if method.reads_words and not method.subject:
         told["subject"] = [shared_phrase(prompts + config.prompts)]
     return told
 

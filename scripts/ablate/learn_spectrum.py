@@ -88,7 +88,7 @@ SHOWN = ("identity", "crop", "scene", "background")  # scores of pictures
 
 
 @dataclass
-class Listener:
+class Listener(Method):
     """A method that shares nothing, and keeps queries, keys and values of the decoder."""
 
     kept: dict[str, list[tuple[Tensor, Tensor, Tensor, tuple[int, int]]]] = field(
@@ -100,9 +100,6 @@ class Listener:
 
     def anchor_count(self, images: int) -> int:
         return images
-
-    def anchor_images(self, site: Site) -> tuple[int, ...]:
-        return ()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, site: Site) -> None:
         if any(abs(site.progress - when) < 0.5 / STEPS for when in PROBED):

@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0, FusedAttnProc
 
 import consist
 from consist.attention.layers import grid_of
-from consist.attention.method import Site
+from consist.attention.method import Method, Site
 from consist.attention.processor import SharedAttnProcessor
 from consist.runs.memory import count_held
 
@@ -40,14 +40,11 @@ def draw(pipe, prompts=PROMPTS, **options):
     return pipe(prompts, generator=generators(len(prompts)), **options).images
 
 
-class Spy:
+class Spy(Method):
     """A method that shares nothing and remembers the sites at which it was asked."""
 
     def __init__(self):
         self.sites: list[Site] = []
-
-    def covers(self, layer):
-        return True
 
     def __call__(self, q, k, v, site):
         assert q.shape[0] == site.g * site.n

@@ -253,7 +253,7 @@ def test_shards_together_make_one_summary(tmp_path, judges):
 def test_a_benchmark_goes_on_without_drawing_again(tmp_path, judges, monkeypatch):
     out = tmp_path / "out"
     before = evaluate_benchmark(SETS, judges, out, QUICK, chosen=SETS[:1])
-    monkeypatch.setattr("consist.evaluation.evaluate.load_model", None)
+    monkeypatch.setattr("consist.runs.loading.load_model", None)
     assert evaluate_benchmark(SETS, judges, out, QUICK, chosen=SETS[:1]) == before
     with pytest.raises(ConsistError, match="holds another run"):
         evaluate_benchmark(SETS, judges, out, {**QUICK, "steps": 2}, chosen=SETS[:1])
@@ -303,7 +303,7 @@ def test_isolated_rows_are_reused_only_where_they_fit(tmp_path):
 @pytest.fixture
 def retrained(monkeypatch):
     """Tells that mini has other weights from now on."""
-    return lambda: monkeypatch.setattr("consist.models.weights.digest_of", lambda folder: "others")
+    return lambda: monkeypatch.setattr("consist.runs.versions.digest_of", lambda folder: "others")
 
 
 def test_pictures_of_other_weights_are_neither_reused_nor_continued(tmp_path, judges, retrained):
@@ -431,7 +431,7 @@ def test_a_model_is_loaded_once(monkeypatch):
         loaded.append(config)
         return object()
 
-    monkeypatch.setattr("consist.evaluation.evaluate.load_model", load_model)
+    monkeypatch.setattr("consist.runs.loading.load_model", load_model)
     model_for = SharedModel()
     config = configure(SETS[0], QUICK)
     assert model_for(config) is model_for(configure(SETS[1], QUICK))

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import consist
 from consist.attention.cross_attention import IdentityAttnProcessor
-from consist.attention.method import Prompting, Site
+from consist.attention.method import Site
 from consist.cli import app
 from consist.errors import ConsistError
 from consist.methods import build
@@ -428,8 +428,8 @@ def test_is_made_from_texts():
         shared=True,
         ipca=0.0,
     )
-    assert isinstance(made, Prompting)
-    assert not isinstance(consist.Sdsa(), Prompting)
+    assert made.joins_prompts
+    assert not consist.Sdsa().joins_prompts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import consist
 from consist.attention import bank as sharing
 from consist.attention.layers import recorded_layers
 from consist.attention.masks import RecordedMasks, find_masks
-from consist.attention.method import Masked, Named, Site
+from consist.attention.method import NONE, WORDS, Site
 from consist.attention.recorders import CrossAttentionRecorder
 from consist.cli import app
 from consist.errors import ConsistError
@@ -231,9 +231,10 @@ def test_is_made_from_texts():
     texts = {"subject": "red cat, bus", "mask_dropout": "0.7", "anchors": "2"}
     assert build({"name": "sdsa", **texts}) == expected
     assert build({"name": "sdsa", "subject": ["cat"]}).subject == ("cat",)
-    assert isinstance(expected, Masked)
-    assert not isinstance(consist.Spectral(), Named)
-    assert not isinstance(consist.Shared(), Masked)
+    assert expected.masks == WORDS
+    assert expected.reads_words
+    assert not consist.Spectral(masks="matches").reads_words
+    assert consist.Shared().masks == NONE
 
 
 # in a pipeline

@@ -8,7 +8,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 
 import consist
 from consist.attention import bank as sharing
-from consist.attention.method import Rewriting, Site
+from consist.attention.method import Method, Site
 from consist.methods import build
 from consist.methods.stylealigned import adain
 
@@ -225,20 +225,11 @@ def test_is_made_from_texts():
 # the seam
 
 
-class Silent:
+class Silent(Method):
     """Rewrites values to 0, shares nothing, and remembers the values that it was asked about."""
 
     def __init__(self):
         self.values = []
-
-    def covers(self, layer):
-        return True
-
-    def anchor_count(self, images):
-        return 0
-
-    def anchor_images(self, site):
-        return ()
 
     def rewrite(self, q, k, v, site):
         return q, k, torch.zeros_like(v)
@@ -263,9 +254,10 @@ def test_what_is_rewritten_is_attended_to(unet):
     assert not any(v.any() for v in method.values)
 
 
-def test_only_methods_that_rewrite_are_asked_to():
-    assert isinstance(consist.StyleAligned(), Rewriting)
-    assert not isinstance(consist.Shared(), Rewriting)
+def test_a_method_rewrites_nothing_by_itself():
+    q, k, v = torch.rand(3, 2, 1, 4, 2)
+    site = Site(layer="up_blocks.0", height=2, width=2, progress=0.5, g=1, n=2)
+    assert consist.Shared().rewrite(q, k, v, site) == (q, k, v)
 
 
 @pytest.mark.parametrize("pipe", ["sd_pipe", "sdxl_pipe"])

@@ -20,7 +20,7 @@ from consist.attention.anchor_cache import (
     factor,
     refuse_uncached,
 )
-from consist.attention.method import Blending, Injecting, Masked, Site, masks_of, reads_words
+from consist.attention.method import Method, Site
 from consist.attention.processor import shared_attention
 from consist.cli import app
 from consist.errors import ConsistError
@@ -61,7 +61,7 @@ def latents(pipe, prompts, method, seeds, *, guidance=3.0, subject=False):
 def record(pipe, method, *, anchors=PROMPTS, guidance=3.0, energy=1.0, dtype=torch.float32):
     """As the recorded run draws them: the anchors, and the first of them once more."""
     recording = Recording(method, energy=energy, dtype=dtype)
-    subject = reads_words(method)
+    subject = method.reads_words
     seeds = (*range(len(anchors)), 0)
     drawn = (*anchors, anchors[0])
     latents(pipe, drawn, recording, seeds, guidance=guidance, subject=subject)
@@ -70,7 +70,7 @@ def record(pipe, method, *, anchors=PROMPTS, guidance=3.0, energy=1.0, dtype=tor
 
 def from_both(pipe, method, guidance=3.0, **changes):
     """New latents beside their anchors, from the cache, and without either."""
-    subject = reads_words(method)
+    subject = method.reads_words
     whole = latents(pipe, PROMPTS + NEW, method, (0, 1, 2), guidance=guidance, subject=subject)
     kept = record(pipe, method, guidance=guidance, **changes)
     cached = latents(pipe, NEW, Cached(method, kept), (2,), guidance=guidance)
@@ -113,12 +113,17 @@ def test_all_that_was_shared_gives_what_the_anchors_give(host, method, guidance,
 def test_anchors_are_drawn_as_they_are_without_a_recording():
     method = build({"name": "matched"})
     recording = Recording(method)
-    for kind in (Masked, Blending, Injecting):
-        assert isinstance(recording, kind)
-    assert masks_of(recording) == "matches"
-    assert not reads_words(recording)
-    for name in ("rewrite", "blends", "inject"):
-        assert getattr(recording, name) == getattr(method, name)
+    assert recording.masks == "matches"
+    assert not recording.reads_words
+    assert recording.reads_features
+    assert recording.reads_plain_queries
+    layer, site = "up_blocks.0", Site(layer="x", height=1, width=2, progress=0.05, g=1, n=2)
+    blending = Recording(build({"name": "consistory"}))
+    assert blending.blends(layer, 0.05)
+    assert not recording.blends(layer, 0.05)
+    q, k, v = torch.rand(3, 2, 1, 2, 4)
+    assert recording.inject(q, site) is method.inject(q, site)
+    assert recording.rewrite(q, k, v, site) == (q, k, v)
 
 
 def test_a_single_anchor_is_recorded_too(sd_pipe):
@@ -148,7 +153,12 @@ def record_last(hidden):
         bias=torch.randn(6, generator=generator),
         visible=visible,
     )
-    recording = Recording(lambda *call: bank, energy=1.0, dtype=torch.float32)
+
+    class Fixed(Method):
+        def __call__(self, q, k, v, site):
+            return bank
+
+    recording = Recording(Fixed(), energy=1.0, dtype=torch.float32)
     recording(q, k, v, SITE)
     last = [x[[2, 5]] for x in (q, k, v)]
     return sharing.attend(q, k, v, bank)[[2, 5]], last, recording.kept

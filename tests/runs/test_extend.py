@@ -210,8 +210,12 @@ def test_the_words_of_the_subject_are_those_of_the_first_prompts(tmp_path, model
         ({}, {"batch_size": 2}, "a batch of 2 has no room beside 2 anchors"),
         ({}, {"prompts": ("a cat " + "very " * 40,)}, "falls off the end"),
         ({"method": {"name": "shared", "anchors": "random"}}, {}, "with random anchors each"),
-        ({"method": {"name": "isolated"}}, {}, "isolated shares nothing, so there is no subject"),
-        ({"method": {"name": "one-prompt"}}, {}, "one-prompt draws all pictures from one prompt"),
+        ({"method": {"name": "isolated"}}, {}, "more of a subject: it shares nothing"),
+        (
+            {"method": {"name": "one-prompt"}},
+            {},
+            "it draws all pictures from one prompt",
+        ),
         ({"method": {"name": "sdsa"}}, {"prompts": ("a dog",)}, "does not name the subject, 'cat'"),
     ],
 )

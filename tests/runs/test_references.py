@@ -430,8 +430,13 @@ def test_the_subject_is_what_all_prompts_name(photo):
         ({"name": "spectral"}, 3, ["a", "b"], "2 reference prompts were given for 3 references"),
         ({"name": "spectral"}, 1, [" "], "anchor prompt 1 is empty"),
         ({"name": "spectral", "anchors": "random"}, 1, ["a cat"], "leave the method's anchors out"),
-        ({"name": "isolated"}, 1, ["a cat"], "isolated shares nothing"),
-        ({"name": "one-prompt"}, 1, ["a cat"], "one-prompt draws all pictures from one prompt"),
+        ({"name": "isolated"}, 1, ["a cat"], "isolated takes no references: it shares nothing"),
+        (
+            {"name": "one-prompt"},
+            1,
+            ["a cat"],
+            "it draws all pictures from one prompt",
+        ),
         ({"name": "stylealigned"}, 2, ["a cat"], "stylealigned: anchors is 2; allowed: 1"),
     ],
 )

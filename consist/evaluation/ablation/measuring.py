@@ -8,17 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from consist.evaluation.ablation.comparison import Comparison, compare
 from consist.evaluation.ablation.known_masks import draw_with_masks
-from consist.evaluation.ablation.settings import Setting
+from consist.evaluation.ablation.settings import Setting, choose
 from consist.evaluation.evaluate import SetEvaluator, sum_up
+from consist.evaluation.judges import load_judges
 from consist.evaluation.judges.judge import Judge
-from consist.evaluation.scores import SUMMARY, Evaluation, write_summary
+from consist.evaluation.scores import SUMMARY, Evaluation, read_scores, write_summary
 from consist.methods import spell_out
 from consist.runs.baseline import reuse_isolated
 from consist.runs.drawing import generate
 from consist.runs.folder import ISOLATED, RunFolder
 from consist.runs.loading import SharedModel
-from consist.runs.many.benchmarks import PromptSet
+from consist.runs.many.benchmarks import PromptSet, load_benchmark, select
 from consist.runs.many.sets import configure
 from consist.runs.many.worklist import Engine, Watch, Worker, do_here, unwatched
 from consist.runs.versions import check_weights
@@ -51,6 +53,53 @@ class Work:
         return {**self.base, "method": spell_out(setting.method)}
 
 
+def ablate(
+    settings: Sequence[Setting],
+    *,
+    benchmark: str = "mini-sets",
+    limit: int | None = None,
+    out: Path | str = "runs/ablations",
+    judges: Sequence[Judge] | None = None,
+    base: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    watch: Watch = unwatched,
+) -> Comparison:
+    """Draws settings of methods from the same noise, measures them, and compares them.
+
+    ```python
+    keys = ("energy:0.9", "energy:0.99")
+    settings = [
+        consist.Setting(name=text, method={"name": "spectral", "keys": text}) for text in keys
+    ]
+    for outcome in consist.ablate(settings, limit=8).outcomes:
+        print(outcome.setting.name, outcome.gains["identity"])
+    ```
+
+    What is there already is not drawn again.
+
+    Args:
+        settings: What is tried, of different names.
+        benchmark: Sets of prompts: ``mini-sets``, or a ``.yaml`` file in ConsiStory+'s format.
+        limit: At most so many sets, spread evenly; None: all.
+        out: The folder of all runs.
+        judges: What measures; by default the reader of the drawn world, which knows `mini` alone.
+        base: Fields of ``RunConfig`` for all runs, such as ``{"steps": 10}``.
+        seed: Added to the seed of every set.
+        watch: Told how many runs are done (fractions count), and how many there are.
+
+    Raises:
+        ValueError: Two settings have one name, or one is compared with none of them.
+        ConsistError: A run cannot be drawn or measured.
+    """
+    chosen = choose(settings)
+    sets = select(load_benchmark(benchmark), limit=limit)
+    measuring = load_judges(reader=True) if judges is None else judges
+    work = Work(
+        sets=sets, chosen=sets, judges=measuring, out=Path(out), base=dict(base or {}), seed=seed
+    )
+    return compare_all(chosen, measure(chosen, work, watch))
+
+
 def measure(
     settings: Sequence[Setting],
     work: Work,
@@ -81,6 +130,15 @@ def measure(
     engine(isolated, hire, lambda done, count: watch(done, total))
     engine(others, hire, lambda done, count: watch(len(isolated) + done, total))
     return {setting.name: sum_up_setting(setting, work) for setting in settings}
+
+
+def compare_all(settings: Sequence[Setting], found: Mapping[str, Evaluation]) -> Comparison:
+    """Compares settings by the scores that lie in their run folders."""
+    scores = {
+        name: [read_scores(RunFolder(Path(run))) for run in one.runs] for name, one in found.items()
+    }
+    summaries = {name: {**one.scores, **one.quality} for name, one in found.items()}
+    return compare(settings, scores, summaries)
 
 
 def hiring(

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from PIL import Image
 
 from consist.attention.batch_split import Spread
-from consist.attention.method import Injecting, Method, Prompting, Rewriting
+from consist.attention.method import PROCESSES, Method
 from consist.errors import ConsistError
 from consist.methods import build
 from consist.models.loading import Pipeline
@@ -155,15 +155,8 @@ def refuse_unspread(config: RunConfig) -> None:
 
 def _needs(config: RunConfig) -> str:
     """Why a run must be drawn by one process; "" if it need not."""
-    method = build(config.method)
     if config.anchor_pictures:
         return "keys of references are matched to those of each picture beside them"
     if config.cache:
         return "with a cache no picture needs another beside it"
-    if isinstance(method, Prompting):
-        return "it draws all pictures from one prompt"
-    if isinstance(method, Injecting):
-        return "features of the anchors are injected into each picture"
-    if isinstance(method, Rewriting):
-        return "queries and keys of each picture are brought to those of an anchor beside it"
-    return ""
+    return build(config.method).obstacle(PROCESSES)

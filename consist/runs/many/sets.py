@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from consist.attention.method import asks_for_subject
 from consist.methods import build
 from consist.mini.prompts import asked
 from consist.runs.config import RunConfig, spread_seeds
@@ -88,7 +87,7 @@ def tell_subject(method: Mapping[str, Any], one: PromptSet) -> dict[str, Any]:
     what they start with, a style or two animals, does not always tell.
     """
     built = build(method)
-    if not asks_for_subject(built) or built.subject:
+    if not built.wants_subject or built.subject:
         return dict(method)
     wanted = (subject.subject for prompt in one.prompts for subject in asked(prompt).subjects)
     phrases = [one.subject] if one.subject else list(dict.fromkeys(wanted))
