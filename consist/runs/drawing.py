@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,28 @@ from consist.runs.versions import check_defaults, check_weights, versions
 
 Watch = Callable[[float, int], None]  # images drawn so far (fractions count), images in all
 Load = Callable[[RunConfig], Model]  # gives the model of a config, ready to be fitted to it
-Draw = Callable[..., list[Image.Image]]  # takes the first six arguments of ``draw``, as it does
+Draw = Callable[["Batch"], list[Image.Image]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Images that are drawn in one call of a pipeline.
+
+    Args:
+        pipe: That draws; with the words of the config's embeddings.
+        config: The whole run, its anchors counted among its images.
+        settings: What ``prepare`` made of it.
+        chunk: The images, by their numbers.
+        method: What they share.
+        step: Hears, after each denoising step, the share that is done, in (0, 1].
+    """
+
+    pipe: Pipeline
+    config: RunConfig
+    settings: Settings
+    chunk: Chunk
+    method: Method
+    step: Callable[[float], None] = lambda share: None
 
 
 def load_model(config: RunConfig) -> Model:
@@ -63,7 +84,7 @@ def generate(
         watch: Told after each step how many images are drawn, and how many there will be; those
             that a cache is recorded from count too.
         model_for: Asked for the model if there is something to draw.
-        drawn_by: Takes the place of ``draw``.
+        drawn_by: Takes the place of ``draw``, for one batch after the other.
 
     Raises:
         ConsistError: The run cannot be drawn, for a reason that the user can mend.
@@ -141,7 +162,16 @@ def complete(
             if kept and row == SHARED and is_cached(config, chunk):
                 method = Cached(method, kept)
             step = partial(_tell, watch, done, len(chunk.new), total)
-            images = (drawn_by or draw)(model.pipe, whole, settings, chunk, method, step)
+            images = (drawn_by or draw)(
+                Batch(
+                    pipe=model.pipe,
+                    config=whole,
+                    settings=settings,
+                    chunk=chunk,
+                    method=method,
+                    step=step,
+                )
+            )
             _write(folder, row, chunk, images, config)
             done += len(chunk.new)
         references = read_pictures(config, settings.width, settings.height)
@@ -155,22 +185,20 @@ def complete(
 
 
 def draw(
-    pipe: Pipeline,
-    config: RunConfig,
-    settings: Settings,
-    chunk: Chunk,
-    method: Method,
-    step: Callable[[float], None],
-    masks: Tensor | None = None,
-    spread: Spread | None = None,
+    batch: Batch, masks: Tensor | None = None, spread: Spread | None = None
 ) -> list[Image.Image]:
-    """Draws the images of a chunk; ``step`` hears the share that is done.
+    """Draws the images of a batch.
 
     Anchors that are given pictures are not denoised: at each step they are the picture with the
-    noise of their seed, see ``consist.runs.references``. ``masks`` of the chunk's images, as for
-    ``shared_attention``, take the place of those that are read off cross-attention, and ``spread``
-    says of which larger chunk they are.
+    noise of their seed, see ``consist.runs.references``.
+
+    Args:
+        batch: What is drawn.
+        masks: Of its images, as for ``shared_attention``, in the place of those that are read off
+            cross-attention.
+        spread: Of which larger batch it is.
     """
+    pipe, config, settings, chunk = batch.pipe, batch.config, batch.settings, batch.chunk
     generators = [torch.Generator("cpu").manual_seed(config.seeds[i]) for i in chunk.images]
     factor = pipe.vae_scale_factor
     shape = (pipe.unet.config.in_channels, settings.height // factor, settings.width // factor)
@@ -185,17 +213,17 @@ def draw(
         latents = held.start(latents, settings.steps)
 
     def on_step(pipe: Any, index: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
-        step((index + 1) / pipe.num_timesteps)
+        batch.step((index + 1) / pipe.num_timesteps)
         if held:
             state["latents"] = held.put(state["latents"], index + 1)
         return state
 
     # of all prompts, so that every chunk finds the same subject
-    tokens = subject_tokens(pipe, config, method) if masks is None else None
+    tokens = subject_tokens(pipe, config, batch.method) if masks is None else None
     named = lora_tokens(pipe, config)
     sharing = shared_attention(
         pipe,
-        method,
+        batch.method,
         backend=config.backend,
         seed=config.seeds[0],
         subject_tokens=tokens and tuple(tokens[i] for i in chunk.images),
@@ -208,7 +236,7 @@ def draw(
     )
     with sharing, steering:
         result = pipe(
-            **conditioning(pipe, config, chunk, method),
+            **conditioning(pipe, config, chunk, batch.method),
             width=settings.width,
             height=settings.height,
             num_inference_steps=settings.steps,
@@ -236,7 +264,9 @@ def record_anchors(
         config, prompts=config.anchor_prompts[:1], seeds=config.anchor_seeds[:1]
     ).with_anchors()
     recording = Recording(build(config.method))
-    draw(pipe, twice, settings, chunk, recording, step)
+    draw(
+        Batch(pipe=pipe, config=twice, settings=settings, chunk=chunk, method=recording, step=step)
+    )
     return recording.kept
 
 

@@ -21,7 +21,7 @@ from consist.models.devices import DTYPES
 from consist.models.loading import Model, Pipeline
 from consist.runs.chunks import Chunk
 from consist.runs.config import RunConfig
-from consist.runs.drawing import draw
+from consist.runs.drawing import Batch, draw
 from consist.runs.grid import draw_grid
 from consist.runs.preparing import prepare
 from consist.training.config import TrainConfig
@@ -69,7 +69,15 @@ class Previews:
         with ready_to_draw(self.pipe, self.device), computed_in(self.pipe, self.device, self.dtype):
             for i in range(len(self.run.prompts)):
                 chunk = Chunk((i,), (i,))
-                images += draw(self.pipe, self.run, self.settings, chunk, Isolated(), no_word)
+                images += draw(
+                    Batch(
+                        pipe=self.pipe,
+                        config=self.run,
+                        settings=self.settings,
+                        chunk=chunk,
+                        method=Isolated(),
+                    )
+                )
         for i, image in enumerate(images):
             text = {"prompt": self.run.prompts[i], "seed": str(i), "step": str(step)}
             write_png(self.path(step, i), image, text)
@@ -104,10 +112,6 @@ class Previews:
             return None
         small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
         return small
-
-
-def no_word(share: float) -> None:
-    """Says nothing of how far a picture is drawn."""
 
 
 def evenly(values: list[int], most: int) -> list[int]:

@@ -26,7 +26,7 @@ from consist.methods import METHODS, build, spell_out
 from consist.models.loading import Model, load
 from consist.runs.chunks import plan
 from consist.runs.config import DEFAULT_METHOD, RunConfig
-from consist.runs.drawing import draw
+from consist.runs.drawing import Batch, draw
 from consist.runs.folder import ISOLATED
 from consist.runs.many.benchmarks import load_benchmark
 from consist.runs.many.sets import configure
@@ -85,7 +85,8 @@ def measure_costs(
 def draw_once(model: Model, config: RunConfig) -> None:
     count, method = len(config.prompts), build(config.method)
     (chunk,) = plan(count, method.anchor_count(count))
-    draw(model.pipe, config, prepare(model, config), chunk, method, lambda share: None)
+    settings = prepare(model, config)
+    draw(Batch(pipe=model.pipe, config=config, settings=settings, chunk=chunk, method=method))
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -51,7 +51,7 @@ from consist.methods import build
 from consist.methods.shared import Shared
 from consist.models.loading import MINI, Model, load
 from consist.runs.chunks import plan
-from consist.runs.drawing import draw
+from consist.runs.drawing import Batch, draw
 from consist.runs.many.benchmarks import PromptSet, load_benchmark, select
 from consist.runs.many.sets import configure
 from consist.runs.preparing import prepare
@@ -161,7 +161,10 @@ def watch_set(model: Model, one: PromptSet, judges: Sequence[Judge]) -> dict[str
 def draw_set(model: Model, one: PromptSet, method: Method) -> list[Any]:
     config = configure(one, {"model": MINI, "steps": STEPS, "method": {"name": "shared"}})
     (chunk,) = plan(len(config.prompts), len(config.prompts))
-    return draw(model.pipe, config, prepare(model, config), chunk, method, lambda share: None)
+    settings = prepare(model, config)
+    return draw(
+        Batch(pipe=model.pipe, config=config, settings=settings, chunk=chunk, method=method)
+    )
 
 
 # what is learned

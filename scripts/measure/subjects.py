@@ -48,7 +48,7 @@ from consist.evaluation.judges import load_judges
 from consist.files import write_atomically
 from consist.models.loading import MINI, Model, load
 from consist.runs.chunks import plan
-from consist.runs.drawing import draw
+from consist.runs.drawing import Batch, draw
 from consist.runs.many.benchmarks import PromptSet, load_benchmark, select
 from consist.runs.many.sets import configure
 from consist.runs.preparing import prepare
@@ -106,7 +106,9 @@ def watch_set(model: Model, one: PromptSet, means: Means, judges: Any) -> None:
     settings = prepare(model, config)
     for kind in (WORDS, MATCHES):
         listener = Listener(kind, subject)
-        images = draw(model.pipe, config, settings, chunk, listener, lambda share: None)
+        images = draw(
+            Batch(pipe=model.pipe, config=config, settings=settings, chunk=chunk, method=listener)
+        )
         pixels = find_subjects(judges, images, ())[:, 0].float()
         if kind == WORDS:
             for (layer, _), (k, v, grid) in listener.kept.items():

@@ -15,7 +15,7 @@ from consist.attention.batch_split import Spread
 from consist.errors import ConsistError
 from consist.runs.chunks import Chunk
 from consist.runs.config import RunConfig
-from consist.runs.drawing import generate
+from consist.runs.drawing import Batch, generate
 from consist.runs.folder import RunFolder
 from consist.runs.many.one_batch import Leader, generate_across, refuse_unspread
 from consist.runs.many.ranks import Ranks
@@ -164,7 +164,7 @@ def test_the_others_are_not_told_to_go_in_the_middle_of_a_chunk(monkeypatch, tmp
         raise ConsistError("no room")
 
     def draw_one(*given, drawn_by):
-        return drawn_by(None, run, None, chunk, None, None)
+        return drawn_by(Batch(pipe=None, config=run, settings=None, chunk=chunk, method=None))
 
     run = RunConfig(prompts=PROMPTS, seeds=(0, 1, 2, 3), method={"name": "spectral"})
     chunk = Chunk((0, 1), (0, 1))

@@ -352,9 +352,9 @@ def drawn(monkeypatch):
     """What is drawn: method and masks of every chunk."""
     calls, draw = [], consist.runs.drawing.draw
 
-    def told(pipe, config, settings, chunk, method, step, masks=None):
-        calls.append((type(method).__name__, masks))
-        return draw(pipe, config, settings, chunk, method, step, masks)
+    def told(batch, masks=None):
+        calls.append((type(batch.method).__name__, masks))
+        return draw(batch, masks)
 
     monkeypatch.setattr("consist.runs.drawing.draw", told)
     monkeypatch.setattr("consist.evaluation.ablation.known_masks.draw", told)

@@ -271,9 +271,9 @@ def test_isolated_rows_are_reused(tmp_path, judges, monkeypatch):
     evaluate_benchmark(SETS, judges, first, QUICK, chosen=SETS[:1])
     drawn, draw = [], consist.runs.drawing.draw
 
-    def counting_draw(pipe, config, settings, chunk, method, step):
-        drawn.append(type(method).__name__)
-        return draw(pipe, config, settings, chunk, method, step)
+    def counting_draw(batch):
+        drawn.append(type(batch.method).__name__)
+        return draw(batch)
 
     monkeypatch.setattr("consist.runs.drawing.draw", counting_draw)
     spectral = {**QUICK, "method": {"name": "spectral"}}

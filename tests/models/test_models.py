@@ -21,7 +21,7 @@ from consist.models.loading import (
 from consist.models.lora import add_loras, split_weight
 from consist.runs.chunks import plan
 from consist.runs.config import RunConfig
-from consist.runs.drawing import draw
+from consist.runs.drawing import Batch, draw
 from consist.runs.preparing import check_prompts, prepare
 
 
@@ -64,7 +64,9 @@ def test_a_folder_draws_like_mini(folders, name, kind):
     settings = prepare(model, config)
     assert settings.guidance == DEFAULTS[kind].guidance
     (chunk,), method = plan(2, 2), build({"name": "spectral"})
-    images = draw(model.pipe, config, settings, chunk, method, lambda share: None)
+    images = draw(
+        Batch(pipe=model.pipe, config=config, settings=settings, chunk=chunk, method=method)
+    )
     assert [image.size for image in images] == [(24, 16)] * 2
 
 

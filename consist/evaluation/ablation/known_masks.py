@@ -22,7 +22,7 @@ from consist.methods import build
 from consist.mini.reader import Reading
 from consist.runs.chunks import plan_run
 from consist.runs.config import RunConfig
-from consist.runs.drawing import Load, Watch, draw, missing
+from consist.runs.drawing import Batch, Load, Watch, draw, missing
 from consist.runs.folder import ISOLATED, SHARED, RunFolder
 from consist.runs.preparing import prepare
 
@@ -60,7 +60,15 @@ def draw_with_masks(
             watch(number + share, len(left))
 
         given = masks[list(chunk.images)]
-        images = draw(model.pipe, config, settings, chunk, method, step, given)
+        batch = Batch(
+            pipe=model.pipe,
+            config=config,
+            settings=settings,
+            chunk=chunk,
+            method=method,
+            step=step,
+        )
+        images = draw(batch, given)
         for index, image in zip(chunk.images, images, strict=True):
             if index in chunk.new:
                 text = {"prompt": config.prompts[index], "seed": str(config.seeds[index])}

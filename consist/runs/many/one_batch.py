@@ -6,7 +6,7 @@ writes the run folder. What the images share travels as ``consist.attention.batc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -16,14 +16,13 @@ from consist.attention.batch_split import Spread
 from consist.attention.method import PROCESSES, Method
 from consist.errors import ConsistError
 from consist.methods import build
-from consist.models.loading import Pipeline
 from consist.models.new_words import new_words
 from consist.runs.chunks import Chunk
 from consist.runs.config import RunConfig
-from consist.runs.drawing import Watch, draw, generate, load_model
+from consist.runs.drawing import Batch, Watch, draw, generate, load_model
 from consist.runs.folder import RunFolder
 from consist.runs.many.ranks import Ranks
-from consist.runs.preparing import Settings, prepare
+from consist.runs.preparing import prepare
 
 Job = tuple[Chunk, Method]
 
@@ -68,24 +67,17 @@ class Leader:
         self.ranks = ranks
         self.drawing = False
 
-    def __call__(
-        self,
-        pipe: Pipeline,
-        config: RunConfig,
-        settings: Settings,
-        chunk: Chunk,
-        method: Method,
-        step: Callable[[float], None],
-    ) -> list[Image.Image]:
-        """The images of the chunk; arguments as of ``draw``."""
-        if len(chunk.images) < self.ranks.count:
+    def __call__(self, batch: Batch) -> list[Image.Image]:
+        """The images of the batch."""
+        count = len(batch.chunk.images)
+        if count < self.ranks.count:
             raise ConsistError(
-                f"{self.ranks.count} processes were started for a batch of {len(chunk.images)} "
+                f"{self.ranks.count} processes were started for a batch of {count} "
                 "pictures; start at most as many as there are pictures in the smallest batch"
             )
         self.drawing = True
-        tell((chunk, method))
-        images = draw_share(self.ranks, pipe, config, settings, chunk, method, step)
+        tell((batch.chunk, batch.method))
+        images = draw_share(self.ranks, batch)
         self.drawing = False
         return images
 
@@ -99,27 +91,24 @@ def follow(ranks: Ranks, config: RunConfig) -> None:
     with new_words(model.pipe, config.embeddings):
         settings = prepare(model, whole)
         while job is not None:
-            draw_share(ranks, model.pipe, whole, settings, *job, lambda share: None)
+            chunk, method = job
+            draw_share(
+                ranks,
+                Batch(pipe=model.pipe, config=whole, settings=settings, chunk=chunk, method=method),
+            )
             job = hear()
 
 
-def draw_share(
-    ranks: Ranks,
-    pipe: Pipeline,
-    config: RunConfig,
-    settings: Settings,
-    chunk: Chunk,
-    method: Method,
-    step: Callable[[float], None],
-) -> list[Image.Image]:
-    """Draws the images of a chunk that are those of this process.
+def draw_share(ranks: Ranks, batch: Batch) -> list[Image.Image]:
+    """Draws the images of a batch that are those of this process.
 
     Returns:
-        All images of the chunk in the first process, none in the others.
+        All images of the batch in the first process, none in the others.
     """
-    spread = Spread(images=len(chunk.images), rank=ranks.rank, count=ranks.count)
-    own = tuple(chunk.images[image] for image in spread.own)
-    images = draw(pipe, config, settings, Chunk(own, own), method, step, spread=spread)
+    whole = batch.chunk.images
+    spread = Spread(images=len(whole), rank=ranks.rank, count=ranks.count)
+    own = tuple(whole[image] for image in spread.own)
+    images = draw(replace(batch, chunk=Chunk(own, own)), spread=spread)
     shares: list[list[Image.Image]] = [[] for _ in range(ranks.count)]
     dist.gather_object(images, shares if ranks.leads else None)
     if not ranks.leads:
