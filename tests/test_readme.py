@@ -1,5 +1,6 @@
 """README and docs keep their word: code runs, commands parse, paths exist, sentences are short."""
 
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import consist
 from consist.cli import app
 from consist.methods import METHODS
 from consist.models.tensor_files import write_tensors
@@ -162,6 +164,13 @@ def test_the_walk_has_every_room():
     names = {f"`{name_of(path)}{'/' if path.is_dir() else ''}`" for path in rooms}
     assert len(names) > 10
     assert not [name for name in names if name not in walk]
+
+
+def test_the_reference_names_what_there_is():
+    text = text_of(ROOT / "docs/reference.md")
+    for name in re.findall(r"^::: (.*)", text, flags=re.MULTILINE):
+        assert pkgutil.resolve_name(name)
+    assert not [name for name in consist.__all__ if f"`{name}`" not in text]
 
 
 def test_the_site_has_every_page():
