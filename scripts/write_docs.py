@@ -11,10 +11,11 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 
 from consist.methods import METHODS, Method
+from consist.runs.config import DEFAULT_METHOD
 from consist.settings.fields import field_help
 
 ROOT = Path(__file__).parents[1]
@@ -54,13 +55,15 @@ def between(text: str, mark: str, inside: str) -> str:
     if start not in text or end not in text:
         sys.exit(f"error: a file has no {start} ... {end}, which it must have")
     before, _, rest = text.partition(start)
-    return f"{before}{start}\n{inside}{end}{rest.partition(end)[2]}"
+    # without empty lines some readers of Markdown draw no table
+    return f"{before}{start}\n\n{inside}\n{end}{rest.partition(end)[2]}"
 
 
 def method_table() -> str:
-    """A row for each method."""
+    """A row for each method, the default first."""
     rows = ["| `--method` | what an image sees of the others | after |", "|---|---|---|"]
-    rows += [f"| `{name}` | {one.sees} | {one.after} |" for name, one in METHODS.items()]
+    names = sorted(METHODS, key=lambda name: name != DEFAULT_METHOD)
+    rows += [f"| `{name}` | {METHODS[name].sees} | {METHODS[name].after} |" for name in names]
     return "\n".join(rows) + "\n"
 
 
@@ -69,9 +72,16 @@ def field_table(method: type[Method]) -> str:
     told = field_help(method)
     rows = ["| field | default | meaning |", "|---|---|---|"]
     for one in fields(method):  # type: ignore[arg-type]
-        default = "" if one.default is MISSING else f"`{one.default!r}`"
-        rows.append(f"| `{one.name}` | {default} | {told[one.name].replace('|', chr(92) + '|')} |")
+        meaning = told[one.name].replace("|", r"\|")
+        rows.append(f"| `{one.name}` | `{as_text(one.default)}` | {meaning} |")
     return "\n".join(rows) + "\n" if len(rows) > 2 else "It has no fields.\n"
+
+
+def as_text(value: object) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(as_text, value)) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def with_imports(stub: str) -> str:

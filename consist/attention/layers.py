@@ -45,7 +45,7 @@ def matched_layers(unet: UNet2DConditionModel) -> dict[str, Attention]:
     """The first self-attention layer of each block of the decoder that has any, by dotted names.
 
     Keys of the decoder tell a subject from backgrounds, those of the encoder do not; see
-    ``scripts/check_masks.py``.
+    ``scripts/measure/subjects.py``.
     """
     blocks: dict[str, str] = {}
     layers = attention_layers(unet, ".attn1")

@@ -1,4 +1,4 @@
-"""What ``scripts/ablate_*.py`` have in common: their options, a bar, and the table.
+"""What ``scripts/ablate/*.py`` have in common: their options, a bar, and the table.
 
 A script states a question and lists settings; ``ablate`` does the rest.
 """

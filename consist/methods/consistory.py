@@ -42,9 +42,9 @@ class Consistory(
     Args:
         blending: The weights ``nu`` of vanilla queries where their window starts and stops, each in
             [0, 1].
-        blending_window: When queries are blended: progress from start to stop.
+        blending_window: When queries are blended: progress, 0 <= start < stop <= 1.
         injection: The weight ``alpha`` of injected features, in [0, 1].
-        injection_window: When features are injected: progress from start to stop.
+        injection_window: When features are injected: progress, 0 <= start < stop <= 1.
 
     Raises:
         ValueError: A field is out of its range, when made; more anchors than images, when called.

@@ -6,7 +6,7 @@ from consist.attention.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
-class Isolated(Method, name="isolated", sees="nothing, the baseline"):
+class Isolated(Method, name="isolated", sees="nothing: the baseline"):
     """Plain self-attention; the baseline of every comparison.
 
     It covers all layers, so that it takes the same path through the code as a real method.

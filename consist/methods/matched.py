@@ -11,7 +11,7 @@ from consist.methods.sdsa import FIRST
 class Matched(
     Consistory,
     name="matched",
-    sees="what all anchors have in common, of the first one; matching features are injected",
+    sees="what the first has in common with all others; matching features are injected",
     after="ours, on top of ConsiStory",
 ):
     """Every image attends to the first one, to what all anchors have in common, and takes features.
@@ -27,7 +27,7 @@ class Matched(
 
     Hypothesis: with masks from matches an image may look at another more, which brings more of
     the identity at the same leakage. It is refuted if this is not above ``Consistory`` on the front
-    of identity against leakage; see ``docs/subjects.md`` for what was measured.
+    of identity against leakage; see ``docs/results/methods.md`` for what was measured.
 
     Args:
         masks: How the subject is found: by "matches", what the anchors have in common, or by

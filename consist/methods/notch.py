@@ -3,7 +3,8 @@
 Hypothesis: the subject is in every anchor and a background in one only, so that a direction of the
 keys (or values) of which one anchor has nearly all the energy belongs to its background, however
 strong it is. The rules of ``consist.spectra.rules`` rank directions by energy instead, and would
-keep a background that is stronger than the subject. See ``docs/spectra.md`` for what was measured.
+keep a background that is stronger than the subject. What was measured stands in
+``docs/results/spectra.md``.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,7 @@ RIDGE = 1e-3
 class Notch(
     Reweighted,
     name="notch",
-    sees="all tokens, without directions that one anchor has for itself",
+    sees="all tokens, without singular directions that one image has for itself",
     after="ours",
 ):
     """Shared, without the directions of which one anchor has nearly all the energy.

@@ -23,7 +23,7 @@ END_SCALE = 0.9  # of the end tokens at every reweighting, with ends="scaled"
 class OnePrompt(
     Reweighted,
     name="one-prompt",
-    sees="nothing; one prompt holds all scenes, told apart by singular values",
+    sees="nothing: one prompt holds all scenes, told apart by singular values",
     after="1Prompt1Story, arXiv:2501.13554",
 ):
     """Draws every image from one prompt that holds all scenes, with its own scene made to lead.

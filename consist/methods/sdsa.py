@@ -20,7 +20,7 @@ ALL, FIRST = "all", "first"
 class Sdsa(
     Reweighted,
     name="sdsa",
-    sees="the subject's tokens, half of them dropped at random",
+    sees="tokens of the subject, half of them dropped at random",
     after="ConsiStory, arXiv:2402.03286",
 ):
     """Every image attends to the subject of the anchor images: ConsiStory's SDSA, in one pass.

@@ -32,13 +32,13 @@ class Shared(
     shared weighs ``w`` times as much as where ``u`` shares too. Without guidance it is the same.
 
     Args:
-        anchors: The images that are seen: so many of them, the first ones; "all"; or "random", one
-            that is drawn anew at each call.
+        anchors: The images that are seen: the first so many, from 1; "all"; or "random", one that
+            is drawn anew at each call.
         layers: Where it shares, as beginnings of dotted layer names.
-        sides: Where it shares, by the longer side of the token grid: smallest and largest, in
-            tokens.
-        window: When it shares: progress from start to stop, 0 pure noise and 1 finished. A stop of
-            1 is included, any other is not.
+        sides: Where it shares, by the longer side of the token grid: 1 <= smallest <= largest,
+            in tokens.
+        window: When it shares: progress from start to stop, 0 <= start < stop <= 1; 0 is pure
+            noise, 1 is finished. A stop of 1 is included, any other is not.
         strength: The weight of a shared token against an own one, above 0.
         halves: The guidance halves that share: "both" or "conditional".
 

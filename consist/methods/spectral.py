@@ -24,7 +24,7 @@ class Spectral(
 
     Grishina 2025 has ``width="full"``, ``pool="anchor"``, ``centered=False``: singular values alone
     shall keep backgrounds out. Here keys are shared as they are, and the spectrum of the values is
-    flattened: what leaked less at no loss of identity in ``docs/spectra.md``. With
+    flattened: what leaked less at no loss of identity in ``docs/results/spectra.md``. With
     ``masks="matches"`` only those tokens of each anchor are shared that all other anchors have
     something like, see ``consist.attention.common_tokens``; none at the first step, before that is
     known.

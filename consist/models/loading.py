@@ -6,32 +6,37 @@ Only safetensors are read. It must not know methods or runs.
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    LCMScheduler,
-    LMSDiscreteScheduler,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UniPCMultistepScheduler,
-)
 from huggingface_hub import CacheNotFound, scan_cache_dir
 from safetensors import safe_open
 
 from consist.errors import ConsistError, unknown
 from consist.models.devices import pick_device, pick_dtype
+from consist.models.quiet import quiet
 from consist.models.tensor_files import plain_errors
+
+# without torchvision they tell of image processors that no picture here goes through
+with quiet():
+    from diffusers import (
+        DDIMScheduler,
+        DDPMScheduler,
+        DiffusionPipeline,
+        DPMSolverMultistepScheduler,
+        EulerAncestralDiscreteScheduler,
+        EulerDiscreteScheduler,
+        HeunDiscreteScheduler,
+        LCMScheduler,
+        LMSDiscreteScheduler,
+        PNDMScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        UniPCMultistepScheduler,
+    )
 
 Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 
@@ -90,7 +95,7 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> Model:
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
     source = str(MINI_FOLDER) if name == MINI else name
-    with plain_errors(name):
+    with plain_errors(name), quiet() if name == MINI else nullcontext():
         if Path(source).is_file():
             pipe = _load_file(Path(source), precision)
         elif Path(source).is_dir() or _is_hub_id(name):

@@ -9,6 +9,7 @@ they shared takes their place.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from torch import Tensor
 from consist.attention.anchor_cache import Cached, Recording, refuse_uncached
 from consist.attention.batch_split import Spread
 from consist.attention.lora_guidance import weak_unconditional
-from consist.attention.method import Method
+from consist.attention.method import ONE_STEP, Method
 from consist.attention.processor import shared_attention
 from consist.methods import build, spell_out
 from consist.methods.isolated import Isolated
@@ -37,6 +38,8 @@ from consist.runs.memory import peak_memory_gib
 from consist.runs.preparing import Settings, conditioning, lora_tokens, prepare, subject_tokens
 from consist.runs.references import Held, check_references, read_pictures
 from consist.runs.versions import check_defaults, check_weights, versions
+
+log = logging.getLogger("consist")
 
 Watch = Callable[[float, int], None]  # images drawn so far (fractions count), images in all
 Load = Callable[[RunConfig], Model]  # gives the model of a config, ready to be fitted to it
@@ -141,6 +144,8 @@ def complete(
     model = model_for(config)
     with new_words(model.pipe, config.embeddings):
         settings = prepare(model, whole)
+        if settings.steps == 1 and (reason := rows[SHARED].obstacle(ONE_STEP)):
+            log.warning("%s is not shared in a single step: %s", config.method["name"], reason)
         file = CacheFile(folder.path / config.cache, describe(config, vars(settings)))
         kept = file.read() if cached else {}
         recorded = plan_recording(config) if kept is None else None
