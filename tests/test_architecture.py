@@ -39,7 +39,10 @@ ROOMS = {
         6,
         {"PIL", "diffusers", "transformers", "einops", "safetensors", "accelerate", "peft"},
     ),
-    "evaluation": (6, {"PIL", "einops", "safetensors", "huggingface_hub", "transformers"}),
+    "evaluation": (
+        6,
+        {"PIL", "einops", "matplotlib", "safetensors", "huggingface_hub", "transformers"},
+    ),
     "app": (7, {"PIL", "gradio", "fastapi", "starlette", "uvicorn"}),
     "cli": (8, {"typer", "rich", "diffusers", "transformers", "huggingface_hub"}),
     "__main__": (9, set()),

@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import runpy
+import sys
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
@@ -20,10 +22,9 @@ from consist.cli.ablation import ablate, answer, make_parser, tabulate
 from consist.cli.console import out
 from consist.errors import ConsistError
 from consist.evaluation.ablation.comparison import compare, merit, pareto_front, widen
-from consist.evaluation.ablation.front_plot import BOTTOM, LEFT, RIGHT, TOP
 from consist.evaluation.ablation.known_masks import find_subjects
 from consist.evaluation.ablation.measuring import Work, measure
-from consist.evaluation.ablation.results import Trial, plot, write_results
+from consist.evaluation.ablation.results import Trial, plot, to_json, write_results
 from consist.evaluation.ablation.settings import HALVES, Setting, choose, split_half
 from consist.evaluation.intervals import Interval, bootstrap_difference
 from consist.evaluation.judges.by_reader import ReadingJudge
@@ -246,35 +247,87 @@ def test_results_hold_all_that_was_done_and_found(tmp_path):
     assert set(strong["contrasts"]) == {"identity", "background"}
 
 
+def marked(root, kind):
+    return [part for part in root.iter(f"{SVG}g") if part.get("class") == kind]
+
+
+def corners_of(part):
+    """The places that a line goes through."""
+    (path,) = part.iter(f"{SVG}path")
+    numbers = [float(number) for number in re.findall(r"-?[\d.]+", path.get("d"))]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def place_of(part):
+    (used,) = part.iter(f"{SVG}use")
+    return float(used.get("x")), float(used.get("y"))
+
+
 def test_the_plot_shows_every_setting_with_its_intervals_and_the_front():
     found = compared(PLANTED, SETTINGS)
-    root = ElementTree.fromstring(plot("Which < is best?", found, found.axes))
+    asked = to_json(Trial(question="Which < is best?", comparison=found, facts={}, costs={}))
+    root = ElementTree.fromstring(plot(asked))
     texts = [text.text for text in root.iter(f"{SVG}text")]
     assert "Which < is best?" in texts
-    assert texts[-8:] == ["1", "isolated", "2", "weak", "3", "strong", "4", "leaky"]
-    assert "background similarity, minus isolated" in texts
-    bars = [line for line in root.iter(f"{SVG}line") if line.get("class") == "interval"]
-    assert len(bars) == 2 * 4
-    (front,) = root.iter(f"{SVG}polyline")
-    corners = [tuple(map(float, place.split(","))) for place in front.get("points").split()]
-    dots = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter(f"{SVG}circle")]
-    isolated, weak, strong, leaky = dots[:4]
+    assert [text.split() for text in texts[-4:]] == [
+        ["1", "isolated"],
+        ["2", "weak"],
+        ["3", "strong"],
+        ["4", "leaky"],
+    ]
+    assert "background similarity, minus isolated (lower is better)" in texts
+    assert [place[0].text.split(":")[0] for place in marked(root, "point")] == [
+        *("isolated", "weak", "strong", "leaky"),
+    ]
+    places = [place_of(part) for part in marked(root, "point")]
+    isolated, weak, strong, leaky = places
+    (front,) = marked(root, "front")
     # a stair of level and upright steps: more leakage first, then more identity
-    assert corners == [isolated, (weak[0], isolated[1]), weak, (strong[0], weak[1]), strong]
-    assert all(LEFT <= x <= RIGHT and TOP <= y <= BOTTOM for x, y in dots[:4])
+    stair = [isolated, (weak[0], isolated[1]), weak, (strong[0], weak[1]), strong]
+    assert corners_of(front) == [pytest.approx(corner, abs=0.01) for corner in stair]
+    bars = [corners_of(part) for part in marked(root, "interval")]
+    assert len(bars) == 2 * 4
+    for place, level, upright in zip(places, bars[::2], bars[1::2], strict=True):
+        assert level[0][0] <= place[0] <= level[1][0]
+        assert [y for _, y in level] == pytest.approx([place[1]] * 2, abs=0.01)
+        assert upright[1][1] <= place[1] <= upright[0][1]
+        assert [x for x, _ in upright] == pytest.approx([place[0]] * 2, abs=0.01)
+    width, height = (float(root.get(side)) for side in ("width", "height"))
+    every = [*places, *(corner for bar in bars for corner in bar)]
+    assert all(0 < x < width and 0 < y < height for x, y in every)
     assert strong[1] < weak[1]
     assert leaky[0] > strong[0]
+
+
+def test_the_same_results_are_the_same_plot_to_the_byte(tmp_path):
+    _, drawn = write_results(trial(), tmp_path, "x")
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert plot(found) == plot(found) == drawn.read_text()
+
+
+def test_a_setting_without_a_place_is_left_out():
+    found = to_json(trial())
+    found["outcomes"][1]["gains"]["identity"] = [None, None, None, 0]
+    root = ElementTree.fromstring(plot(found))
+    assert len(marked(root, "point")) == 3
+    assert [text.text.split()[0] for text in root.iter(f"{SVG}text")][-3:] == ["1", "2", "4"]
+
+
+def test_without_matplotlib_the_numbers_are_written_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConsistError, match=r"pip install 'consist\[study\]'"):
+        write_results(trial(), tmp_path, "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_numbers_in_a_crowd_cover_neither_points_nor_each_other():
     crowd = {f"s{i}": planted(0.2 + 0.004 * i, 0.1 + 0.003 * (i % 7), seed=i) for i in range(40)}
     found = compared(crowd, [setting(name) for name in crowd])
-    root = ElementTree.fromstring(plot("A crowd", found, found.axes))
-    places = [
-        (float(text.get("x")), float(text.get("y")))
-        for text in root.iter(f"{SVG}text")
-        if text.get("class") == "number"
-    ]
+    root = ElementTree.fromstring(
+        plot(to_json(Trial(question="A crowd", comparison=found, facts={}, costs={})))
+    )
+    texts = [part for number in marked(root, "number") for part in number.iter(f"{SVG}text")]
+    places = [(float(text.get("x")), float(text.get("y"))) for text in texts]
     assert len(places) == 41
     covered = sum(
         abs(a - c) < 10 and abs(b - d) < 8 for i, (a, b) in enumerate(places) for c, d in places[:i]

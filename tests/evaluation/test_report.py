@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from random import Random
@@ -335,6 +336,40 @@ def test_runs_of_real_models_need_no_reader_and_no_second_row(tmp_path):
     _, page = report(tmp_path, runs)
     assert len(page.alts) == 4 + 8 + 8
     assert any("better or worse; that takes 6" in text for text in page.texts)
+
+
+def test_plots_show_every_set_in_the_colors_of_the_page(tmp_path, runs):
+    path, page = report(tmp_path, runs)
+    text = path.read_text(encoding="utf-8")
+    (plots,) = re.findall(r'<div class="plots">.*?</div>', text, re.S)
+    first, second, histogram = plots.split("</figure>")[:3]
+    for scatter in (first, second):
+        assert scatter.count('<g class="point"><title>') == 2 * len(runs)
+        assert scatter.count("var(--without)") >= len(runs)
+    sets = re.findall(r"<title>(\d+) sets? from", histogram)
+    assert sum(map(int, sets)) == len(runs)
+    # each color is one of those that change at night
+    assert not re.search(r'style="[^"]*(fill|stroke): #(?!000000)', text)
+    assert not {tag for tag, name, _ in page.attributes if name == "id"} & {"g", "path"}
+    assert path.read_bytes() == report(tmp_path, runs)[0].read_bytes()
+
+
+def test_without_matplotlib_the_page_has_its_numbers_and_says_what_is_missing(
+    tmp_path, runs, monkeypatch, caplog
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    path, page = report(tmp_path, runs)
+    words = "plots need matplotlib: pip install 'consist[study]'"
+    assert f"{words}." in page.texts
+    assert [record.getMessage() for record in caplog.records] == [words]
+    assert "<svg" not in path.read_text(encoding="utf-8")
+    assert "Plots" not in page.texts
+    assert not any("share one scale" in text for text in page.texts)
+    one = summarize([read_scores(run) for run in runs])["identity"]
+    assert any(f"{one.value.value:.3f} " in row for row in page.tables[0])
+    caplog.clear()
+    report(tmp_path, [fake_run(tmp_path / "bare", scored=False)])
+    assert not caplog.records
 
 
 def test_a_picture_that_is_missing_is_said_to_be(tmp_path):

@@ -377,9 +377,9 @@ def test_results_are_files_that_can_be_read(tmp_path):
     texts = [e.text for e in ElementTree.parse(paths[1]).iter() if e.tag.endswith("text")]
     assert "a & b" in texts
     assert {"lora", BASE, "chance", "the photos"} <= set(texts)
-    circles = plot(stand(ENTRIES), facts).count("<circle")
-    # two names, and in each of three panels what is known of them
-    assert circles == 2 + 3 + 3 + 3
+    # in each of three panels what is known of two names
+    assert plot(written).count('<g class="point">') == 3 + 3 + 3
+    assert plot(written) == paths[1].read_text()
 
 
 def test_a_plot_leaves_out_what_is_not_known():
@@ -389,7 +389,16 @@ def test_a_plot_leaves_out_what_is_not_known():
     drawn = draw_curves([panel], "steps", "title", "note")
     ElementTree.fromstring(drawn)
     assert "nan" not in drawn
-    assert drawn.count("<circle") == 2
+    assert drawn.count('<g class="point">') == 1
+
+
+def test_points_at_one_place_stand_beside_each_other():
+    some = Interval(0.5, 0.4, 0.6, 3)
+    curves = [Curve(name, ((0, some), (100, some))) for name in "abc"]
+    drawn = draw_curves([Panel("score", curves, {})], "steps", "title", "note")
+    points = [e for e in ElementTree.fromstring(drawn).iter() if e.get("class") == "point"]
+    places = {used.get("x") for point in points for used in point.iter() if used.get("x")}
+    assert len(places) == 6
 
 
 # the script

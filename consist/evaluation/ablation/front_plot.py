@@ -6,29 +6,25 @@ The plot stands alone, as a file. It must not know how settings were drawn or me
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress, pairwise, product
+from typing import TYPE_CHECKING, Any
 
 from consist.evaluation.intervals import Interval
-from consist.evaluation.report.html import Html, tag
-from consist.evaluation.report.plots import Scale, axes, label_at, line
+from consist.evaluation.report.figure import GROUND, INK, SOFT, blank, mark, to_svg
 from consist.evaluation.report.text import ends, number
 
-LEFT, RIGHT, TOP, BOTTOM = 64, 664, 56, 496  # of the field
-LEGEND, COLUMN, ROW = 700, 250, 17  # where it starts; of one entry
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDE, HIGH = 600, 440  # of the field, in pixels
 ROWS = 27  # of the legend, as many as fit beside the field
+FRONT = "bold, on the dashed line: no other setting is better in both"
 # of Okabe and Ito 2008, told apart by all kinds of sight; the yellow is too faint on white
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #1d2126 }
-.head { font-size: 15px; font-weight: 600 } .soft { fill: #5b6470 } .best { font-weight: 700 }
-.grid { stroke: #e2e0db } .zero { stroke: #9aa3ad } .front { fill: none; stroke: #1d2126;
-  stroke-width: 1.5; stroke-dasharray: 5 3 } .interval { stroke-opacity: .35; stroke-width: 1.2 }
-.leader { stroke: #9aa3ad; stroke-width: .7 } .number { font-size: 10px }
-"""
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom
+Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +40,7 @@ class Point:
 
 def draw_front(
     points: Sequence[Point], title: str, note: str, titles: tuple[str, str], better: tuple[int, int]
-) -> Html:
+) -> str:
     """Draws settings as numbered points, with a legend, as an SVG file.
 
     Args:
@@ -53,44 +49,63 @@ def draw_front(
         note: Below the title, such as what the intervals are.
         titles: Of the axes, across and up.
         better: Of each axis 1 where more is better, -1 where less is.
+
+    Raises:
+        ConsistError: matplotlib is not installed.
     """
     known = [not math.isnan(point.across.value + point.up.value) for point in points]
     labels = [str(number) for number, there in enumerate(known, 1) if there]
     shown = list(compress(points, known))
-    x = Scale([0.0, *_ends(point.across for point in shown)], LEFT, RIGHT)
-    y = Scale([0.0, *_ends(point.up for point in shown)], BOTTOM, TOP)
     colors = _colors(shown)
-    parts = [*axes(x, y, *titles), line(x(0), TOP, x(0), BOTTOM, "zero")]
-    parts += [line(LEFT, y(0), RIGHT, y(0), "zero"), _line_of_front(shown, x, y, better)]
-    for point in shown:
-        parts += _bars(point, x, y, colors[point.group])
-    places = [(x(point.across.value), y(point.up.value)) for point in shown]
-    parts += _dots(shown, places, colors)
-    parts += _numbers(labels, places)
-    parts += _legend(labels, shown, colors)
-    columns = math.ceil(len(shown) / ROWS)
-    width, height = LEGEND + max(1, columns) * COLUMN, BOTTOM + 56
-    heads = [
-        tag("rect", width=width, height=height, fill="#fff"),
-        label_at(title, "start", x=LEFT, y=22, class_="head"),
-        label_at(note, "start", x=LEFT, y=40, class_="soft"),
-    ]
-    return tag(
-        "svg",
-        tag("style", Html(STYLE)),
-        [*heads, *parts],
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {width} {height}",
-        width=width,
-        height=height,
-        role="img",
-        aria_label=title,
+    with blank(WIDE, HIGH) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.margins(0.06)
+        axes.axhline(0, color=SOFT, lw=0.8)
+        axes.axvline(0, color=SOFT, lw=0.8)
+        _draw_front(axes, shown, better)
+        for point in shown:
+            _draw_bars(axes, point, colors[point.group])
+        for label, point in zip(labels, shown, strict=True):
+            _draw_dot(axes, label, point, colors[point.group])
+        wishes = ["higher is better" if sign > 0 else "lower is better" for sign in better]
+        axes.set_xlabel(f"{titles[0]} ({wishes[0]})")
+        axes.set_ylabel(f"{titles[1]} ({wishes[1]})")
+        head_up(
+            axes, title, f"{note}\nbold, on the dashed line: no other setting is better in both"
+        )
+        _draw_numbers(axes, labels, shown)
+        legend = list_beside(axes, math.ceil(len(shown) / ROWS))
+        for text, point in zip(legend, shown, strict=True):
+            text.set_fontweight("bold" if point.best else "normal")
+        return to_svg(figure, title)
+
+
+def head_up(axes: Axes, title: str, note: str) -> None:
+    """A title and what is to know, above a field and flush with it."""
+    above: dict[str, Any] = {
+        "xycoords": "axes fraction",
+        "textcoords": "offset points",
+        "xy": (0, 1),
+    }
+    lines = note.count("\n") + 1
+    axes.annotate(note, xytext=(0, 14), va="bottom", color=SOFT, **above)
+    title = title.replace("`", "").rstrip(".")
+    axes.annotate(title, xytext=(0, 20 + 15 * lines), va="bottom", size=15, weight="bold", **above)
+
+
+def list_beside(axes: Axes, columns: int = 1) -> Sequence[Any]:
+    """Names what is drawn in a field to the right of it, and gives the texts."""
+    legend = axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.03, 1),
+        ncols=max(1, columns),
+        frameon=False,
+        borderaxespad=0,
+        borderpad=0,
+        handlelength=1,
+        labelspacing=0.3,
     )
-
-
-def _ends(intervals: Iterable[Interval]) -> list[float]:
-    found = [end for one in intervals for end in (one.low, one.value, one.high)]
-    return [end for end in found if not math.isnan(end)]
+    return legend.get_texts()
 
 
 def _colors(points: Sequence[Point]) -> dict[str, str]:
@@ -98,72 +113,79 @@ def _colors(points: Sequence[Point]) -> dict[str, str]:
     return {group: COLORS[i % len(COLORS)] for i, group in enumerate(groups)}
 
 
-def _line_of_front(points: Sequence[Point], x: Scale, y: Scale, better: tuple[int, int]) -> Html:
+def _draw_front(axes: Axes, points: Sequence[Point], better: tuple[int, int]) -> None:
     """The border of what some point of the front beats, as a stair."""
     front = sorted((p.across.value, p.up.value) for p in points if p.best)
     worse = [min if sign > 0 else max for sign in better]
     path = front[:1]
     for a, b in pairwise(front):
         path += [(worse[0](a[0], b[0]), worse[1](a[1], b[1])), b]
-    places = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in path)
-    return tag("polyline", points=places, class_="front")
+    for line in axes.plot(*zip(*path, strict=True), color=INK, lw=1.5, ls=(0, (4, 2)), zorder=3):
+        mark(line, "front")
 
 
-def _bars(point: Point, x: Scale, y: Scale, color: str) -> Iterator[Html]:
+def _draw_bars(axes: Axes, point: Point, color: str) -> None:
+    """Its intervals; those of the front stand out."""
     a, b = point.across, point.up
-    bars = {
-        "across": (x(a.low), y(b.value), x(a.high), y(b.value)),
-        "up": (x(a.value), y(b.low), x(a.value), y(b.high)),
-    }
-    for bar in bars.values():
-        if not any(map(math.isnan, bar)):
-            yield tag("g", line(*bar, "interval"), stroke=color)
+    look: dict[str, Any] = {"color": color, "lw": 1.2, "alpha": 0.8 if point.best else 0.25}
+    for xs, ys in (((a.low, a.high), (b.value, b.value)), ((a.value, a.value), (b.low, b.high))):
+        if not any(map(math.isnan, (*xs, *ys))):
+            mark(axes.plot(xs, ys, **look)[0], "interval")
 
 
-def _dots(
-    points: Sequence[Point], places: Sequence[tuple[float, float]], colors: Mapping[str, str]
-) -> Iterator[Html]:
-    for point, (x, y) in zip(points, places, strict=True):
-        words = [f"{number(one.value, '+')} {ends(one)}" for one in (point.across, point.up)]
-        text = tag("title", f"{point.name}: {words[0]} across, {words[1]} up")
-        edge = "#1d2126" if point.best else "#fff"
-        look = {"fill": colors[point.group], "stroke": edge, "stroke_width": 1.2}
-        yield tag("circle", text, cx=f"{x:.1f}", cy=f"{y:.1f}", r=5 if point.best else 4, **look)
+def _draw_dot(axes: Axes, label: str, point: Point, color: str) -> None:
+    words = [f"{number(one.value, '+')} {ends(one)}" for one in (point.across, point.up)]
+    (dot,) = axes.plot(
+        point.across.value,
+        point.up.value,
+        "o",
+        ms=10 if point.best else 8,
+        color=color,
+        mec=INK if point.best else GROUND,
+        mew=1.2,
+        zorder=4,
+        label=f"{label:>2}  {point.name}",
+    )
+    mark(dot, "point", f"{point.name}: {words[0]} across, {words[1]} up")
 
 
-def _numbers(labels: Sequence[str], places: Sequence[tuple[float, float]]) -> Iterator[Html]:
+def _draw_numbers(axes: Axes, labels: Sequence[str], points: Sequence[Point]) -> None:
     """A number beside each point, where it covers no point and no other number if that may be."""
+    axes.autoscale_view()
+    places = axes.transData.transform([(p.across.value, p.up.value) for p in points]).tolist()
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
-    for label, (x, y) in zip(labels, places, strict=True):
-        wide = 3.2 * len(label)
-        spots = [
-            (x + far * math.cos(turn * math.pi / 4), y - far * math.sin(turn * math.pi / 4), far)
-            # slanting first: intervals and the front lie level and upright
-            for far, turn in product((12, 20, 30, 42), (1, 3, 7, 5, 0, 4, 2, 6))
-        ]
-        boxes = [(a - wide, b - 5, a + wide, b + 5) for a, b, _ in spots]
+    for label, (x, y), point in zip(labels, places, points, strict=True):
+        wide = 1 + 3.5 * len(label)
+        spots = list(_around(x, y))
+        boxes = [(x + a - wide, y + b - 5, x + a + wide, y + b + 5) for a, b in spots]
         costs = [sum(_shared(box, other) for other in taken) for box in boxes]
         best = costs.index(min(costs))
-        a, b, far = spots[best]
         taken.append(boxes[best])
-        if far > 12:
-            yield line(x, y, a, b, "leader")
-        yield label_at(label, "middle", x=f"{a:.1f}", y=f"{b + 3.5:.1f}", class_="number")
+        far = math.hypot(*spots[best]) > 13
+        text = axes.annotate(
+            label,
+            (point.across.value, point.up.value),
+            spots[best],
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            size=10,
+            zorder=5,
+            arrowprops={"arrowstyle": "-", "color": SOFT, "lw": 0.7, "shrinkB": 0} if far else None,
+        )
+        mark(text, "number")
+
+
+def _around(x: float, y: float) -> Iterator[tuple[float, float]]:
+    """Ways from a place to others inside the field, the nearest first."""
+    # slanting first: intervals and the front lie level and upright
+    for far, turn in product((12, 20, 30, 42), (1, 3, 7, 5, 0, 4, 2, 6)):
+        a, b = far * math.cos(turn * math.pi / 4), far * math.sin(turn * math.pi / 4)
+        if 8 < x + a < WIDE - 8 and 8 < y + b < HIGH - 8:
+            yield a, b
 
 
 def _shared(a: Box, b: Box) -> float:
-    """The area that two boxes share, and what lies outside the field."""
+    """The area that two boxes share."""
     wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    outside = a[0] < LEFT or a[2] > RIGHT or a[1] < TOP or a[3] > BOTTOM
-    return max(0.0, wide) * max(0.0, high) + outside
-
-
-def _legend(
-    labels: Sequence[str], points: Sequence[Point], colors: Mapping[str, str]
-) -> Iterator[Html]:
-    for index, (label, point) in enumerate(zip(labels, points, strict=True)):
-        left, top = LEGEND + index // ROWS * COLUMN, TOP + index % ROWS * ROW
-        yield tag("circle", cx=left, cy=top, r=4, fill=colors[point.group])
-        look = {"class_": "best" if point.best else None}
-        yield label_at(label, "end", x=left + 26, y=top + 4, **look)
-        yield label_at(point.name, "start", x=left + 32, y=top + 4, **look)
+    return max(0.0, wide) * max(0.0, high)

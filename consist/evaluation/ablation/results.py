@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,19 @@ class Trial:
 def write_results(trial: Trial, folder: Path, name: str) -> list[Path]:
     """Writes ``name.json``, and ``name.svg`` where there is a front; gives the paths.
 
+    The numbers are written first, so that they are there whatever becomes of the plot.
+
     Raises:
-        ConsistError: The disk or the permissions do not allow it.
+        ConsistError: The disk or the permissions do not allow it, or matplotlib is not installed.
     """
-    text = json.dumps(to_plain(to_json(trial)), indent=1, ensure_ascii=False, allow_nan=False)
-    contents = {folder / f"{name}.json": f"{text}\n"}
-    if axes := trial.comparison.axes:
-        contents[folder / f"{name}.svg"] = plot(trial.title, trial.comparison, axes)
-    for path, content in contents.items():
-        _write(path, content)
-    return list(contents)
+    found = to_plain(to_json(trial))
+    text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+    paths = [folder / f"{name}.json"]
+    _write(paths[0], f"{text}\n")
+    if found["axes"]:
+        paths.append(folder / f"{name}.svg")
+        _write(paths[1], plot(found))
+    return paths
 
 
 def to_json(trial: Trial) -> dict[str, Any]:
@@ -83,27 +87,42 @@ def correction(comparison: Comparison) -> str:
     )
 
 
-def plot(title: str, comparison: Comparison, axes: tuple[str, str]) -> str:
-    """Every setting a point, numbered from 2; isolated pictures are the first."""
+def plot(found: Mapping[str, Any]) -> str:
+    """Every setting a point, numbered from 2; isolated pictures are the first.
+
+    Args:
+        found: What ``write_results`` wrote as JSON, with axes.
+
+    Raises:
+        ConsistError: matplotlib is not installed.
+    """
+    axes, front = found["axes"], found["front"]
     points = [
         Point(
-            name=one.setting.name,
-            group=one.setting.group,
-            across=one.gains[axes[0]],
-            up=one.gains[axes[1]],
-            best=one.setting.name in comparison.front,
+            name=one["name"],
+            group=one["group"],
+            across=read_interval(one["gains"][axes[0]]),
+            up=read_interval(one["gains"][axes[1]]),
+            best=one["name"] in front,
         )
-        for one in comparison.outcomes
+        for one in found["outcomes"]
     ]
-    alone = Point(name=ISOLATED, group="", across=ZERO, up=ZERO, best=ISOLATED in comparison.front)
+    alone = Point(name=ISOLATED, group="", across=ZERO, up=ZERO, best=ISOLATED in front)
     across, up = (f"{SCORES[name].title}, minus {ISOLATED}" for name in axes)
     return draw_front(
         [alone, *points],
-        title,
-        correction(comparison),
+        found["question"].splitlines()[0],
+        found["correction"],
         (across, up),
         (merit(axes[0]), merit(axes[1])),
     )
+
+
+def read_interval(written: Sequence[float | None]) -> Interval:
+    """An interval as results have it: value, low, high and sets, None for what is not known."""
+    *ends, sets = written
+    value, low, high = (math.nan if end is None else end for end in ends)
+    return Interval(value, low, high, int(sets or 0))
 
 
 def name_cpu() -> str:

@@ -6,12 +6,14 @@ know how pictures are drawn or scores are measured.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from consist.errors import ConsistError
+from consist.evaluation.report.figure import MISSING
 from consist.evaluation.report.markdown import draw_markdown, markdown_table
-from consist.evaluation.report.page import draw_page
+from consist.evaluation.report.page import draw_page, plots_missing
 from consist.evaluation.report.runs import read_groups
 from consist.evaluation.report.text import verdict
 from consist.evaluation.scores import Evaluation
@@ -20,13 +22,16 @@ from consist.runs.folder import RunFolder
 
 __all__ = ["markdown_table", "verdict", "write_report"]
 
+log = logging.getLogger(__name__)
+
 
 def write_report(
     runs: Sequence[RunFolder], out: Path, evaluations: Sequence[Evaluation] = ()
 ) -> Path:
     """Writes a page about ``runs``, and beside it the same numbers as Markdown.
 
-    Runs without scores are shown as pictures. Runs of different settings are compared.
+    Runs without scores are shown as pictures. Runs of different settings are compared. Without
+    matplotlib the page has no plots, and says so.
 
     Args:
         runs: Finished or not; a folder named twice counts once.
@@ -46,4 +51,6 @@ def write_report(
     page, table = draw_page(groups), draw_markdown(groups)
     write_atomically(out, lambda file: file.write(page.encode()))
     write_atomically(out.with_suffix(".md"), lambda file: file.write(table.encode()))
+    if plots_missing(groups):
+        log.warning(MISSING)
     return out

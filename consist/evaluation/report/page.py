@@ -11,6 +11,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from consist.evaluation.report.figure import MISSING, installed
 from consist.evaluation.report.html import Html, tag
 from consist.evaluation.report.plots import draw_plots
 from consist.evaluation.report.runs import Group, Run, all_runs, gather_stories, ranking, title
@@ -28,7 +29,7 @@ def draw_page(groups: Sequence[Group]) -> str:
     sections = {
         "compared": ("Methods compared", draw_comparison(groups)),
         "scores": ("Scores", draw_scores(groups)),
-        "plots": ("Plots", draw_plots(groups, ranked)),
+        "plots": ("Plots", draw_plots(groups, ranked) if installed() else []),
         "sets": ("Sets", draw_sets(groups, stories, ranked)),
         "numbers": ("What the numbers are", _choices(groups)),
     }
@@ -47,6 +48,11 @@ def draw_page(groups: Sequence[Group]) -> str:
     return template.substitute(title=html.escape(heading), body="\n".join(body))
 
 
+def plots_missing(groups: Sequence[Group]) -> bool:
+    """Whether there are numbers to plot, and nothing to plot them with."""
+    return not installed() and any(group.summary for group in groups)
+
+
 def _section(key: str, heading: str, content: Sequence[Html]) -> Html:
     return tag("section", tag("h2", heading, id=f"{key}-title"), content, id=key)
 
@@ -63,6 +69,8 @@ def _headline(groups: Sequence[Group], heading: str) -> Iterator[Html]:
         command = f"consist evaluate {bare[0].folder.path}{' …' if len(bare) > 1 else ''}"
         words = f"{some} scores, so pictures are shown alone. "
         yield tag("p", words, tag("code", command), " would add them.", class_="note")
+    if plots_missing(groups):
+        yield tag("p", f"{MISSING}.", class_="note")
     if unfinished := sum(not run.record.get("finished", True) for run in runs):
         yield tag("p", f"{count(unfinished, 'run')} not finished.", class_="note")
 

@@ -1,19 +1,25 @@
-"""Plots as SVG: an interval, a field of points, a histogram."""
+"""Plots of the page: an interval, a field of points, a histogram. All need matplotlib."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+import re
+from collections.abc import Collection, Iterable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 from consist.evaluation.intervals import Interval
+from consist.evaluation.report.figure import GROUND, INK, LINE, SOFT, blank, mark, to_svg
 from consist.evaluation.report.html import Html, tag
 from consist.evaluation.report.runs import Group, Run
 from consist.evaluation.report.text import count, ends, number
 from consist.evaluation.scores import SCORES, Score
 from consist.runs.folder import ISOLATED, SHARED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 # what is plotted across and up, where both were measured; the first two that are there
 PLOTS = (
@@ -24,11 +30,32 @@ PLOTS = (
     ("dreamsim_background", "dreamsim_foreground"),
     ("clip_t", "clip_i"),
 )
-LEFT, RIGHT, TOP, BOTTOM = 44, 308, 10, 220  # of the field inside a plot of 316 x 262
+WIDE, HIGH = 316, 262  # of a plot, in pixels
+BARS = 12  # of a histogram, about
+# the page's colors by day; the page puts its own in their place, which know the night
+WITH, WITHOUT, BETTER, WORSE = "#1f5fbf", "#b4530a", "#0b6b57", "#b3261e"
+COLORS = {
+    INK: "ink",
+    SOFT: "soft",
+    LINE: "line",
+    GROUND: "card",
+    WITH: "with",
+    WITHOUT: "without",
+    BETTER: "better",
+    WORSE: "worse",
+}
+LOOKS: dict[str, dict[str, Any]] = {
+    SHARED: {"marker": "o", "s": 64, "color": WITH, "alpha": 0.8, "lw": 0},
+    ISOLATED: {"marker": "D", "s": 40, "color": GROUND, "ec": WITHOUT, "lw": 1.6},
+}
 
 
 def draw_plots(groups: Sequence[Group], ranking: str | None) -> list[Html]:
-    """Two fields of points and a histogram for each group, where there is enough to plot."""
+    """Two fields of points and a histogram for each group, where there is enough to plot.
+
+    Raises:
+        ConsistError: matplotlib is not installed.
+    """
     figures: list[Html] = []
     for group in groups:
         label = f"{group.label}: " if len(groups) > 1 else ""
@@ -40,19 +67,30 @@ def draw_plots(groups: Sequence[Group], ranking: str | None) -> list[Html]:
 
 
 def interval_plot(difference: Interval, reach: float, word: str) -> Html:
-    """A difference and its interval on a scale from ``-reach`` to ``reach``."""
+    """A difference and its interval on a scale from ``-reach`` to ``reach``.
+
+    Raises:
+        ConsistError: matplotlib is not installed.
+    """
     if math.isnan(difference.value):
         return Html("")
-
-    def at(value: float) -> float:
-        return 120 + 112 * max(-1.0, min(1.0, value / reach))
-
-    parts = [line(8, 12, 232, 12, "grid"), line(120, 2, 120, 22, "zero")]
-    if not math.isnan(difference.low):
-        parts.append(line(at(difference.low), 12, at(difference.high), 12, "interval"))
-    parts.append(tag("circle", cx=f"{at(difference.value):.1f}", cy=12, r=4, class_="point"))
-    label = f"difference {number(difference.value, '+')}, {ends(difference)}"
-    return _svg(240, 24, label, parts, class_=word or "plain")
+    color = {"better": BETTER, "worse": WORSE}.get(word, SOFT)
+    with blank(240, 24) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        axes.set(xlim=(-1.07 * reach, 1.07 * reach), ylim=(-12, 12))
+        axes.plot((-reach, reach), (0, 0), color=LINE, lw=1)
+        axes.plot((0, 0), (-10, 10), color=SOFT, lw=1)
+        if not math.isnan(difference.low):
+            ways: dict[str, Any] = {
+                "color": color,
+                "lw": 2.5,
+                "alpha": 0.45,
+                "solid_capstyle": "round",
+            }
+            axes.plot((difference.low, difference.high), (0, 0), **ways)
+        axes.scatter(difference.value, 0, s=64, color=color, lw=0, zorder=3)
+        return _inline(figure, f"difference {number(difference.value, '+')}, {ends(difference)}")
 
 
 def reach_of(differences: Iterable[Interval]) -> float:
@@ -71,107 +109,88 @@ def _scatter(runs: Sequence[Run], across: str, up: str, label: str) -> list[Html
     points = [(run, row, a, b) for run, row, a, b in points if not math.isnan(a + b)]
     if len(points) < 2:
         return []
-    x = Scale([a for _, _, a, _ in points], LEFT, RIGHT)
-    y = Scale([b for _, _, _, b in points], BOTTOM, TOP)
-    parts = list(axes(x, y, SCORES[across].title, SCORES[up].title))
-    for (run, _, a, b), (other, _, c, d) in pairwise(points):
-        parts += [line(x(a), y(b), x(c), y(d), "link")] if run is other else []
-    for run, row, a, b in points:
-        parts.append(_mark(x(a), y(b), row, f"{run.name}: {number(a)}, {number(b)}"))
     title = f"{label}{SCORES[up].title} against {SCORES[across].title}"
+    with blank(WIDE, HIGH) as figure:
+        axes = _axes(figure, SCORES[across].title, SCORES[up].title)
+        for _, pair in groupby(points, key=lambda point: id(point[0])):
+            _, _, xs, ys = zip(*pair, strict=True)
+            axes.plot(xs, ys, color=SOFT, lw=0.75, alpha=0.35)
+        for run, row, a, b in points:
+            dot = axes.scatter(a, b, zorder=3, **LOOKS[row])
+            mark(dot, "point", f"{run.name}: {number(a)}, {number(b)}")
+        _tick_alone(axes.xaxis, [a for _, _, a, _ in points])
+        _tick_alone(axes.yaxis, [b for _, _, _, b in points])
+        plot = _inline(figure, title)
     wishes = f"{_wish(SCORES[up])} {_wish(SCORES[across])}"
     with_ = tag("span", "● with", style="color:var(--with)")
     without = tag("span", "◇ without", style="color:var(--without)")
     note = [". ", with_, " and ", without, f" sharing; lines join a set. {wishes}"]
-    return [_figure(title, parts, note)]
+    return [_figure(title, plot, note)]
 
 
-def _mark(x: float, y: float, row: str, text: str) -> Html:
-    if row == SHARED:
-        return tag("circle", tag("title", text), cx=f"{x:.1f}", cy=f"{y:.1f}", r=4.5, class_="with")
-    corners = f"{x:.1f},{y - 5:.1f} {x + 5:.1f},{y:.1f} {x:.1f},{y + 5:.1f} {x - 5:.1f},{y:.1f}"
-    return tag("polygon", tag("title", text), points=corners, class_="without")
+def _tick_alone(axis: Axis, values: Collection[float]) -> None:
+    """Where all values are the same, no scale is true but that one tick."""
+    if len(set(values)) == 1:
+        axis.set_ticks(list(set(values)))
 
 
 def _histogram(runs: Sequence[Run], name: str, label: str) -> list[Html]:
-    """How many sets changed by how much."""
+    """How many sets changed by how much; a bar lies on one side of 0."""
     score = SCORES[name]
     gaps = [gap for run in runs if not math.isnan(gap := run.difference(name))]
     if len(gaps) < 2:
         return []
-    step = _nice(max(max(gaps) - min(gaps), max(map(abs, gaps)) / 4, 1e-6) / 12)
-    bins = Counter(math.floor(gap / step + 1e-9) for gap in gaps)
-    x = Scale([min(0, *bins) * step, (max(-1, *bins) + 1) * step], LEFT, RIGHT, margin=0)
-    y = Scale([0, max(bins.values())], BOTTOM, TOP, margin=0)
+    step = _nice(max(max(gaps) - min(gaps), max(map(abs, gaps)) / 4, 1e-6) / BARS)
+    places = [math.floor(gap / step + 1e-9) for gap in gaps]
     title = f"difference in {score.title}"
-    parts = list(axes(x, y, title, "sets", whole=True))
-    for place, sets in bins.items():
-        low, high = place * step, (place + 1) * step
-        kind = "better" if (place >= 0) == (score.better > 0) else "worse"
-        words = tag("title", f"{count(sets, 'set')} from {low:+.3g} to {high:+.3g}")
-        left, wide = x(low) + 0.75, max(1.0, x(high) - x(low) - 1.5)
-        sides = {"x": left, "y": y(sets), "width": wide, "height": BOTTOM - y(sets)}
-        parts.append(tag("rect", words, **_places(sides), class_=f"bin {kind}"))
-    parts.append(line(x(0), TOP, x(0), BOTTOM, "zero"))
+    with blank(WIDE, HIGH) as figure:
+        axes = _axes(figure, title, "sets")
+        axes.locator_params("y", integer=True)
+        for place in sorted(set(places)):
+            low, sets = place * step, places.count(place)
+            color = BETTER if (place >= 0) == (score.better > 0) else WORSE
+            ways: dict[str, Any] = {"align": "edge", "color": color, "alpha": 0.8, "ec": GROUND}
+            (bar,) = axes.bar(low, sets, step, **ways)
+            mark(bar, "bar", f"{count(sets, 'set')} from {low:+.3g} to {low + step:+.3g}")
+        axes.axvline(0, color=SOFT, lw=1)
+        plot = _inline(figure, title)
     note = [f". Sets by how much sharing changed it. {_wish(score)}"]
-    return [_figure(f"{label}{title}", parts, note)]
+    return [_figure(f"{label}{title}", plot, note)]
 
 
-class Scale:
-    """Numbers to places, linearly, with round ticks."""
-
-    def __init__(self, values: Sequence[float], start: float, end: float, margin: float = 0.06):
-        low, high = min(values), max(values)
-        span = (high - low) or max(abs(high), 1.0) * 0.1
-        self.low, self.high = low - margin * span, max(high, low + span) + margin * span
-        self.start, self.end = start, end
-
-    def __call__(self, value: float) -> float:
-        """The place of a number."""
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-    def ticks(self) -> list[float]:
-        """Some five round numbers that lie on it."""
-        step = _nice((self.high - self.low) / 5)
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [place * step for place in range(first, last + 1)]
+def _axes(figure: Figure, across: str, up: str) -> Axes:
+    """A field that fills the figure, with few round numbers at its edges."""
+    figure.set_layout_engine("constrained")
+    axes = figure.add_subplot()
+    axes.margins(0.08)
+    axes.locator_params(nbins=5)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    return axes
 
 
-def axes(x: Scale, y: Scale, across: str, up: str, whole: bool = False) -> Iterator[Html]:
-    """Lines and numbers; ``whole`` leaves out what is between whole numbers upwards."""
-    for value in x.ticks():
-        yield line(x(value), y.end, x(value), y.start, "grid")
-        yield label_at(f"{value:.3g}", "middle", x=f"{x(value):.1f}", y=y.start + 16)
-    for value in y.ticks():
-        if not whole or value == int(value):
-            yield line(x.start, y(value), x.end, y(value), "grid")
-            yield label_at(f"{value:.3g}", "end", x=x.start - 8, y=f"{y(value) + 4:.1f}")
-    yield label_at(across, "middle", x=(x.start + x.end) / 2, y=y.start + 36, class_="axis")
-    turn = f"translate(11 {(y.start + y.end) / 2}) rotate(-90)"
-    yield label_at(up, "middle", transform=turn, class_="axis")
+def _inline(figure: Figure, label: str) -> Html:
+    """The figure as a part of the page: in its colors and letters, and on its ground."""
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set_visible(False)
+    text = to_svg(figure, label, tight=False)
+    # what is said for the whole file would be said for the whole page
+    text = re.sub(r' (width|height|version|xmlns|xmlns:xlink)="[^"]*"', "", text, count=5)
+    # an id belongs to the whole page too, so that shapes stand where they are used
+    shapes = dict(re.findall(r'<path id="(\w+)" d="([^"]*)"', text))
+    text = re.sub(r"(?s)<defs>.*?</defs>| font-family: [^;\"]*;?", "", text)
+    text = re.sub(
+        r'<use xlink:href="#(\w+)" x="([^"]*)" y="([^"]*)"',
+        lambda use: f'<path d="{shapes[use[1]]}" transform="translate({use[2]} {use[3]})"',
+        text,
+    )
+    for color, name in COLORS.items():
+        text = re.sub(rf"(fill|stroke): {color}", rf"\1: var(--{name})", text)
+    return Html(text)
 
 
-def label_at(text: str, anchor: str, **more: Any) -> Html:
-    """Text that starts, ends or has its "middle" at a place."""
-    return tag("text", text, text_anchor=anchor, **more)
-
-
-def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Html:
-    """A line of a class."""
-    return tag("line", **_places({"x1": x1, "y1": y1, "x2": x2, "y2": y2}), class_=kind)
-
-
-def _places(values: Mapping[str, float]) -> dict[str, str]:
-    return {key: f"{value:.1f}" for key, value in values.items()}
-
-
-def _svg(width: int, height: int, label: str, parts: Iterable[Html], **more: Any) -> Html:
-    return tag("svg", parts, viewBox=f"0 0 {width} {height}", role="img", aria_label=label, **more)
-
-
-def _figure(title: str, parts: Sequence[Html], note: Iterable[str]) -> Html:
-    caption = tag("figcaption", tag("strong", title), note)
-    return tag("figure", _svg(316, 262, title, parts), caption)
+def _figure(title: str, plot: Html, note: Iterable[str]) -> Html:
+    return tag("figure", plot, tag("figcaption", tag("strong", title), note))
 
 
 def _nice(step: float) -> float:

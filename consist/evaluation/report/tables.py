@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from consist.evaluation.report.figure import installed
 from consist.evaluation.report.html import Html, cell, row_head, scroll, small_table, table, tag
 from consist.evaluation.report.plots import interval_plot, reach_of
 from consist.evaluation.report.runs import Group, common_isolated, present
@@ -71,7 +72,8 @@ def _group_scores(group: Group, named: bool) -> Html:
 def _notes(group: Group, reach: float) -> str:
     sets = max(summary.value.sets for summary in group.summary.values())
     notes = f"Means over {count(sets, 'set')}, differences paired over sets, bootstrap intervals"
-    notes += f"; the plots share one scale from {MINUS}{reach:g} to +{reach:g}." if reach else "."
+    scale = f"; the plots share one scale from {MINUS}{reach:g} to +{reach:g}"
+    notes += f"{scale if reach and installed() else ''}."
     few = " Below some 20 sets the intervals are a little too narrow."
     return notes + (few if sets < 20 else "")
 
@@ -88,6 +90,7 @@ def _score_row(
         difference = summary.difference
         better = verdict(score, difference)
         text = [number(difference.value, "+"), tag("small", ends(difference))]
+        plotted = plotted and installed()
         plot = [interval_plot(difference, reach, better)] if plotted else []
         plot.append(tag("span", better, class_=f"small {better}"))
         cells.append(_labeled("without", number(summary.isolated.value)))

@@ -6,20 +6,22 @@ The plot stands alone, as a file. It must not know what is plotted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
-from consist.evaluation.ablation.front_plot import COLORS, STYLE
+from consist.evaluation.ablation.front_plot import COLORS, head_up, list_beside
 from consist.evaluation.intervals import Interval
-from consist.evaluation.report.html import Html, tag
-from consist.evaluation.report.plots import Scale, axes, label_at, line
+from consist.evaluation.report.figure import GROUND, SOFT, blank, mark, to_svg
 from consist.evaluation.report.text import ends, number
 
-WIDE, HIGH, GAP = 300, 300, 76  # of a field, and what lies between two
-LEFT, TOP = 64, 56
-ROW = 17  # of the legend
-FADED = 0.5  # what is drawn again where the colors are used up
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIDE, GAP = 300, 76  # of a field, and what lies between two, in pixels
+STEP = 0.022  # between what stands at one place, of the width
+MARKS = ("o", "D", "s")  # the next one where the colors are used up
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Panel:
     levels: Mapping[str, float]  # lines across, by what they are called
 
 
-def draw_curves(panels: Sequence[Panel], across: str, title: str, note: str) -> Html:
+def draw_curves(panels: Sequence[Panel], across: str, title: str, note: str) -> str:
     """Draws panels, each with the same curves, as an SVG file.
 
     Args:
@@ -47,74 +49,74 @@ def draw_curves(panels: Sequence[Panel], across: str, title: str, note: str) -> 
         across: Title of all their axes.
         title: Above all.
         note: Below the title, such as what the intervals are.
+
+    Raises:
+        ConsistError: matplotlib is not installed.
     """
-    # the clearest colors for the curves that go farthest
+    # the clearest marks for the curves that go farthest
     shown = sorted((c for panel in panels for c in panel.curves), key=lambda c: -c.points[-1][0])
     names = list(dict.fromkeys(curve.name for curve in shown))
     looks = {
         name: {
-            "stroke": COLORS[i % len(COLORS)],
-            "fill": COLORS[i % len(COLORS)],
-            "opacity": None if i < len(COLORS) else FADED,
+            "color": COLORS[i % len(COLORS)],
+            "marker": MARKS[i // len(COLORS) % len(MARKS)],
         }
         for i, name in enumerate(names)
     }
-    parts: list[Html] = []
-    for place, panel in enumerate(panels):
-        drawn = _draw_panel(panel, across, looks)
-        parts.append(tag("g", drawn, transform=f"translate({place * (WIDE + GAP)} 0)"))
-    legend = LEFT + len(panels) * (WIDE + GAP) - GAP + 24
-    for row, name in enumerate(names):
-        parts.append(_dot(legend, TOP + row * ROW, looks[name]))
-        parts.append(label_at(name, "start", x=legend + 10, y=TOP + row * ROW + 4))
-    width, height = legend + 190, max(TOP + HIGH, TOP + len(names) * ROW) + 56
-    heads = [
-        tag("rect", width=width, height=height, fill="#fff"),
-        label_at(title, "start", x=LEFT, y=22, class_="head"),
-        label_at(note, "start", x=LEFT, y=40, class_="soft"),
-    ]
-    size = {"width": width, "height": height, "viewBox": f"0 0 {width} {height}"}
-    return tag(
-        "svg",
-        tag("style", Html(STYLE)),
-        heads,
-        parts,
-        xmlns="http://www.w3.org/2000/svg",
-        role="img",
-        aria_label=title,
-        **size,
-    )
+    width = len(panels) * (SIDE + GAP) - GAP
+    with blank(width, SIDE) as figure:
+        for place, panel in enumerate(panels):
+            axes = figure.add_axes((place * (SIDE + GAP) / width, 0, SIDE / width, 1))
+            axes.margins(0.06)
+            axes.set_xlabel(across)
+            axes.set_ylabel(panel.title)
+            _draw_panel(axes, panel, looks, _spread(panel.curves))
+        head_up(figure.axes[0], title, note)
+        for name in names:
+            axes.plot([], [], ls="", ms=7, label=name, **looks[name])
+        list_beside(axes)
+        return to_svg(figure, title)
 
 
 def _draw_panel(
-    panel: Panel, across: str, looks: Mapping[str, Mapping[str, str | float | None]]
-) -> Iterator[Html]:
-    known = [p for curve in panel.curves for p in curve.points if not math.isnan(p[1].value)]
-    levels = {name: level for name, level in panel.levels.items() if not math.isnan(level)}
-    reached = [e for _, i in known for e in (i.value, i.low, i.high) if not math.isnan(e)]
-    x = Scale([0.0, *(place for place, _ in known)], LEFT, LEFT + WIDE)
-    y = Scale([*levels.values(), *reached, 0.0], TOP + HIGH, TOP)
-    yield from axes(x, y, across, panel.title)
-    for name, level in levels.items():
-        yield line(LEFT, y(level), LEFT + WIDE, y(level), "zero")
-        yield label_at(name, "end", x=LEFT + WIDE, y=f"{y(level) - 4:.1f}", class_="soft")
+    axes: Axes,
+    panel: Panel,
+    looks: Mapping[str, Mapping[str, Any]],
+    places: Mapping[tuple[str, float], float],
+) -> None:
+    _draw_levels(axes, panel.levels)
+    axes.set_xticks(sorted({x for _, x in places}))
+    axes.update_datalim([(x, 0) for x in (0, *places.values())])
     for curve in panel.curves:
-        points = [(a, i) for a, i in curve.points if not math.isnan(i.value)]
-        bars = [line(x(a), y(i.low), x(a), y(i.high), "interval") for a, i in points if _spread(i)]
-        links = [
-            line(x(a), y(i.value), x(b), y(j.value), "link") for (a, i), (b, j) in pairwise(points)
-        ]
-        dots = [
-            _dot(x(a), y(i.value), {}, f"{curve.name}, {a:g}: {number(i.value)} {ends(i)}")
-            for a, i in points
-        ]
-        yield tag("g", bars, links, dots, **looks[curve.name])
+        known = [(places[curve.name, x], x, i) for x, i in curve.points if not math.isnan(i.value)]
+        color = looks[curve.name]["color"]
+        axes.plot([at for at, _, _ in known], [i.value for _, _, i in known], color=color, lw=1)
+        for at, x, i in known:
+            if not math.isnan(i.low):
+                mark(axes.plot([at, at], [i.low, i.high], color=color, alpha=0.5)[0], "interval")
+            (dot,) = axes.plot(at, i.value, ms=7, mec=GROUND, zorder=3, **looks[curve.name])
+            mark(dot, "point", f"{curve.name}, {x:g}: {number(i.value)} {ends(i)}")
 
 
-def _spread(interval: Interval) -> bool:
-    return not math.isnan(interval.low)
+def _draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
+    for name, level in levels.items():
+        if not math.isnan(level):
+            axes.axhline(level, color=SOFT, lw=0.8)
+            # in the middle, where the fewest points stand
+            at = {"xy": (0.5, level), "xycoords": axes.get_yaxis_transform()}
+            look = {"ha": "center", "va": "bottom", "color": SOFT, "size": 11}
+            axes.annotate(name, xytext=(0, 2), textcoords="offset points", **at, **look)
 
 
-def _dot(x: float, y: float, look: Mapping[str, str | float | None], text: str = "") -> Html:
-    title = [tag("title", text)] if text else []
-    return tag("circle", title, cx=f"{x:.1f}", cy=f"{y:.1f}", r=3.5, **look)
+def _spread(curves: Sequence[Curve]) -> dict[tuple[str, float], float]:
+    """Where the points of curves are drawn: beside each other where they stand at one place."""
+    crowds: dict[float, list[str]] = defaultdict(list)
+    for curve in curves:
+        for x, _ in curve.points:
+            crowds[x].append(curve.name)
+    step = STEP * (max(crowds, default=0) or 1)
+    return {
+        (name, x): x + (i - (len(names) - 1) / 2) * step
+        for x, names in crowds.items()
+        for i, name in enumerate(names)
+    }

@@ -13,6 +13,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+from consist.evaluation.ablation.results import read_interval
 from consist.evaluation.intervals import Interval, bootstrap
 from consist.evaluation.scores import to_plain
 from consist.files import write_atomically
@@ -89,7 +90,7 @@ def write_standings(
         name: Of the files.
 
     Raises:
-        ConsistError: The disk or the permissions do not allow it.
+        ConsistError: The disk or the permissions do not allow it, or matplotlib is not installed.
     """
     content = {
         "format": FORMAT,
@@ -111,10 +112,11 @@ def write_standings(
             for one in entries
         ],
     }
-    text = json.dumps(to_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    found = to_plain(content)
+    text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     paths = [folder / f"{name}.json", folder / f"{name}.svg"]
-    for path, part in zip(paths, (text, plot(standings, facts)), strict=True):
-        write_atomically(path, methodcaller("write", part.encode()))
+    write_atomically(paths[0], methodcaller("write", text.encode()))
+    write_atomically(paths[1], methodcaller("write", plot(found).encode()))
     return paths
 
 
@@ -129,21 +131,29 @@ def rounded(values: Mapping[str, float]) -> dict[str, float]:
     return {key: round(value, 5) for key, value in values.items()}
 
 
-def plot(standings: Sequence[Standing], facts: Mapping[str, Any]) -> str:
-    """Identity, fidelity to the scene and what is left of the class, against steps."""
-    chance = {"chance": facts["chance"]["identity"], "the photos": facts["photos"]}
+def plot(found: Mapping[str, Any]) -> str:
+    """Identity, fidelity to the scene and what is left of the class, against steps.
+
+    Args:
+        found: What ``write_standings`` wrote as JSON.
+
+    Raises:
+        ConsistError: matplotlib is not installed.
+    """
+    standings = found["standings"]
+    chance = {"chance": found["chance"]["identity"], "the photos": found["photos"]}
     panels = [
         Panel("identity with the photos", curves(standings, "values", "identity"), chance),
         Panel("scene fidelity, minus the base model", curves(standings, "gains", "scene"), {"": 0}),
         Panel("class diversity, of the base model's", curves(standings, "gains", KEPT), {"": 1}),
     ]
-    return draw_curves(panels, "steps of training", facts["title"], "bars: 95 % over subjects")
+    return draw_curves(panels, "steps of training", found["title"], "bars: 95 % over subjects")
 
 
-def curves(standings: Sequence[Standing], part: str, key: str) -> list[Curve]:
+def curves(standings: Sequence[Mapping[str, Any]], part: str, key: str) -> list[Curve]:
     """A line for each way to learn, and one point at 0 for each way without training."""
     lines: dict[str, list[tuple[float, Interval]]] = {}
     for one in standings:
-        interval = getattr(one, part)[key]
-        lines.setdefault(one.name, []).append((one.steps or 0, interval))
+        interval = read_interval(one[part][key])
+        lines.setdefault(one["name"], []).append((one["steps"] or 0, interval))
     return [Curve(name, tuple(points)) for name, points in lines.items()]
