@@ -154,7 +154,7 @@ class Method:
         """Why it does not allow a use of ``USES``, as "it shares nothing"; "" if it does."""
         if use == ONE_STEP:
             waits = self.masks != NONE
-            return "it finds the subject in the steps before, and there are none" if waits else ""
+            return f"{self.name} finds the subject in the steps before" if waits else ""
         if use == PROCESSES or self.anchor_count(1):
             return ""
         return "it shares nothing"

@@ -145,7 +145,7 @@ def complete(
     with new_words(model.pipe, config.embeddings):
         settings = prepare(model, whole)
         if settings.steps == 1 and (reason := rows[SHARED].obstacle(ONE_STEP)):
-            log.warning("%s is not shared in a single step: %s", config.method["name"], reason)
+            log.warning("nothing is shared in a single step: %s", reason)
         file = CacheFile(folder.path / config.cache, describe(config, vars(settings)))
         kept = file.read() if cached else {}
         recorded = plan_recording(config) if kept is None else None
