@@ -14,6 +14,7 @@ from consist.runs.versions import versions
 
 EXTRAS = {
     "tensorboard": "curves while training: pip install 'consist[train]'",
+    "matplotlib": "plots of ablations and reports: pip install 'consist[study]'",
     "efficientnet_lite_pytorch": "the independent identity score: pip install 'consist[eval]'",
 }
 
