@@ -30,8 +30,6 @@ from transformers import (
 from consist.errors import ConsistError, unknown
 from consist.evaluation.encoders import Choices, ClipEncoder, Encoder, Segmenter
 
-# CLIP-T of 1Prompt1Story, see consist.evaluation.encoders
-CLIP_T_MODEL = "openai/clip-vit-base-patch32"
 CLIP_I_MODEL = "openai/clip-vit-base-patch16"
 # the DINO score of DreamBooth (Ruiz et al. 2023, arXiv:2208.12242, section 4.1) uses ViT-S/16
 DINO_MODEL = "facebook/dino-vits16"
@@ -61,7 +59,7 @@ LOADING_ERRORS = (
 
 
 def load_clip(name: str = CLIP_I_MODEL, device: str = "cpu", revision: str = "main") -> ClipEncoder:
-    """Loads CLIP: CLIP-I with ViT-B/16 and CLIP-T with ViT-B/32 as published (``CLIP_T_MODEL``).
+    """Loads CLIP: CLIP-I with ViT-B/16, and CLIP-T with ViT-B/32 as published (1Prompt1Story).
 
     CLIP-I is the mean pairwise cosine of ``embed_images``.
 

@@ -74,7 +74,6 @@ class Reading:
 
 HEADS = {"subject": CLASSES, **ATTRIBUTES}
 WIDTH = 64  # channels of the map that outlines and attributes are read from
-STRIDE = 4  # pixels per cell of that map
 GEOMETRY = 4  # numbers that say where a subject lies
 SECOND = 0.2  # of the area that subjects cover, to count as a second subject
 SMALLEST = 0.01  # of the picture, to count as a subject at all
