@@ -62,8 +62,9 @@ train() {
     work=.gpu
     command="python3 -m consist train mini $work --start mini --batch-size 256"
     logged $(($1 * 60 + 90)) train $command --minutes "$1" --steps 1000000
-    step=$(python3 -c "from safetensors import safe_open
-print(safe_open('$work/unet.safetensors', 'pt').metadata()['step'])") || return
+    step=$(python3 -c "from pathlib import Path
+from consist.training.checkpoints import checkpoints
+print(int(checkpoints(Path('$work/unet'))[-1].stem.removeprefix('step-')))") || return
     logged 240 train-end $command --steps $((step * 4 / 3))
     tar -C "$work" -c mini | split -b 15M - "$out/mini.tar."
     # the model is safe; how good it is can be measured elsewhere too

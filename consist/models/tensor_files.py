@@ -5,6 +5,7 @@ It must not know what the tensors are.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,13 @@ from consist.errors import ConsistError, first_line
 from consist.files import write_atomically
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+# what loading raises where a file is missing, damaged, or of something else
+LOADING_ERRORS = (
+    *(OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
+DAMAGED = "{name} is damaged: {reason}"
+UNLOADABLE = "{name} cannot be loaded: {reason}"
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -34,12 +42,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ConsistError(f"there is no file {path}")
     if path.suffix != ".safetensors":
         raise ConsistError(f"{path} is not a .safetensors file")
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            words = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise ConsistError(f"{path} is damaged: {error}") from error
+    with plain_errors(path, DAMAGED), safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        words = dict(file.metadata() or {})
     words.pop("format", None)
     return tensors, words
 
@@ -76,13 +81,20 @@ def write_tensors(
 
 
 @contextmanager
-def plain_errors(name: str) -> Iterator[None]:
-    """Turns the many ways in which loading fails into one sentence."""
+def plain_errors(name: str | Path, sentence: str | None = None) -> Iterator[None]:
+    """Turns the many ways in which loading fails into one sentence.
+
+    Args:
+        name: Of what is loaded.
+        sentence: With places for ``{name}`` and ``{reason}``; by default ``DAMAGED`` where that is
+            sure, and ``UNLOADABLE`` where not.
+
+    Raises:
+        ConsistError: With the sentence.
+    """
     try:
         yield
-    except ConsistError:
-        raise
-    except SafetensorError as error:
-        raise ConsistError(f"{name} is damaged: {first_line(error)}") from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise ConsistError(f"{name} cannot be loaded: {first_line(error)}") from error
+    except LOADING_ERRORS as error:
+        usual = DAMAGED if isinstance(error, SafetensorError) else UNLOADABLE
+        said = (sentence or usual).format(name=name, reason=first_line(error))
+        raise ConsistError(said) from error

@@ -12,18 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from consist.errors import ConsistError
 from consist.files import write_atomically
 from consist.models.loading import MINI
+from consist.models.tensor_files import plain_errors
 from consist.runs.config import RunConfig
 from consist.runs.versions import versions
 
 FORMAT = 1
 HEADER = "consist"  # the entry of the header
+DAMAGED = "{name} is damaged, or no cache; remove it to have it made anew"
 # what the model decides where the config leaves it open
 RESOLVED = ("steps", "guidance", "width", "height", "scheduler")
 
@@ -69,14 +71,9 @@ class CacheFile:
         """
         if not self.path.exists():
             return None
-        try:
-            with safe_open(self.path, "pt") as file:
-                self._check(json.loads(file.metadata()[HEADER]))
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise ConsistError(
-                f"{self.path} is damaged, or no cache; remove it to have it made anew"
-            ) from None
+        with plain_errors(self.path, DAMAGED), safe_open(self.path, "pt") as file:
+            self._check(json.loads(file.metadata()[HEADER]))
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def write(self, kept: Mapping[str, Tensor]) -> None:
         """Writes the file in full or not at all.

@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from consist.errors import ConsistError
+from consist.models.tensor_files import plain_errors
 
 TENSOR = "tensor:"  # what a string begins with that stands for a tensor of the file
+DAMAGED = "the checkpoint {name} is damaged ({reason}); remove it to go on from the one before"
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -72,14 +74,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ConsistError: It is damaged.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            state = insert_tensors(json.loads(file.metadata()["state"]), tensors)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ConsistError(
-            f"the checkpoint {path} is damaged ({error}); remove it to go on from the one before"
-        ) from error
+    with plain_errors(path, DAMAGED), safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state = insert_tensors(json.loads(file.metadata()["state"]), tensors)
     return tensors, dict(state)
 
 

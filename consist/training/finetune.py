@@ -26,7 +26,7 @@ from consist.models.new_words import new_words
 from consist.runs.memory import peak_memory_gib
 from consist.runs.preparing import check_prompts
 from consist.runs.versions import versions
-from consist.training.checkpoints import checkpoints
+from consist.training.checkpoints import checkpoint_path, checkpoints
 from consist.training.class_images import Draw, class_photos
 from consist.training.config import (
     BASE,
@@ -40,7 +40,7 @@ from consist.training.config import (
 from consist.training.curves import find_writer
 from consist.training.denoising import Denoising
 from consist.training.inversion import check_captions, in_templates, word_to_learn
-from consist.training.loop import Trainee, Watch, find_optimizer, fit, resume
+from consist.training.loop import Plan, Watch, fit, resume
 from consist.training.outlines import check_findable
 from consist.training.parts import Parts
 from consist.training.photos import (
@@ -52,6 +52,7 @@ from consist.training.photos import (
 )
 from consist.training.results import write_result
 from consist.training.samples import Album
+from consist.training.subject import SubjectTrainee, find_optimizer
 from consist.training.watching import observing
 
 FORMAT = 1
@@ -137,13 +138,37 @@ def learn(
         denoising = Denoising(parts, albums, config.work_folder / "latents", device)
         denoising.prepare()
         groups = [(parts.unet_parameters, config.lr), (parts.text_parameters, config.text_lr)]
-        trainee = Trainee([(named, lr or 0.0) for named, lr in groups], config, device)
-        resume(trainee, config.work_folder)
+        trainee = SubjectTrainee([(named, lr or 0.0) for named, lr in groups], config, device)
+        plan = plan_of(config)
+        resume(trainee, plan.folder)
+        check_length(trainee.step, plan)
         with observing(model, trainee, config, device) as observe:
-            fit(trainee, denoising.losses, config.work_folder, watch, observe)
+            PartialState().wait_for_everyone()
+            fit(trainee, denoising.losses, plan, watch, observe)
     except torch.OutOfMemoryError as error:
         raise ConsistError(f"out of memory; {remedies(config)}") from error
     return parts
+
+
+def plan_of(config: TrainConfig) -> Plan:
+    """How long a training takes, and when it is saved."""
+    return Plan(
+        folder=config.work_folder,
+        steps=config.steps or 0,
+        save_steps=config.checkpoint_every,
+        keep=config.keep,
+    )
+
+
+def check_length(step: int, plan: Plan) -> None:
+    """Makes sure that a training has not gone on for longer than it shall.
+
+    Raises:
+        ConsistError: Its checkpoint is beyond the last step.
+    """
+    if step > plan.steps:
+        path = checkpoint_path(plan.folder, step)
+        raise ConsistError(f"{path} has taken {step} steps, more than {plan.steps}")
 
 
 def silent(step: int, steps: int, loss: float) -> None:

@@ -1,4 +1,4 @@
-"""The loop of every training: gradients of all processes, one step, and checkpoints to go on from.
+"""The loop of every training: gradients, one step, and checkpoints to go on from.
 
 It must not know photos, models or prompts: it is told the losses of a step by its number. What is
 random is in them, so that a training that goes on takes the very steps it would have taken.
@@ -6,21 +6,17 @@ random is in them, so that a training that goes on takes the very steps it would
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import reduce
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from consist.errors import ConsistError
 from consist.training.checkpoints import (
     checkpoint_path,
     checkpoints,
@@ -28,102 +24,118 @@ from consist.training.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from consist.training.config import TrainConfig
 
 Watch = Callable[[int, int, float], None]  # steps done, steps in all, loss of the last one
 Losses = Callable[[int], Iterable[Tensor]]  # of a step: what this process adds to its loss
-Observe = Callable[[float], None]  # told the loss of a step, and free to look at the weights
-
-# modules and classes of optimizers that are no part of torch, by name
-FOREIGN = {"adamw8bit": ("bitsandbytes.optim", "AdamW8bit"), "prodigy": ("prodigyopt", "Prodigy")}
-PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+Observe = Callable[[Tensor], None]  # told the loss of a step, and free to look at the weights
 
 
 class Trainee:
-    """Weights that learn, with their optimizer, rate and moving average.
+    """Weights that learn: what the loop moves, averages, saves and loads.
+
+    As it stands, its rates stay as they are, and its average is its weights. What else one does is
+    said by a subclass.
 
     Args:
-        groups: Weights by name, all float32, and the rate at which each group of them learns.
-        config: With nothing left open.
-        device: Of the weights.
-
-    Raises:
-        ConsistError: The optimizer is not installed.
+        parameters: Weights by name.
+        optimizers: That move them, or views of them.
+        averaged: Whether a moving average is kept.
+        max_grad_norm: Of all gradients together; they are scaled down to it.
     """
 
     def __init__(
         self,
-        groups: Iterable[tuple[Mapping[str, nn.Parameter], float]],
-        config: TrainConfig,
-        device: torch.device,
+        parameters: Mapping[str, nn.Parameter],
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        averaged: bool = False,
+        max_grad_norm: float = 1.0,
     ):
-        given = [(dict(named), lr) for named, lr in groups if named]
-        self.config = config
-        self.parameters = {name: weight for named, _ in given for name, weight in named.items()}
-        self.optimizer = build_optimizer(
-            config, [{"params": list(named.values()), "lr": lr} for named, lr in given]
-        )
-        self.schedule = get_scheduler(
-            config.schedule,
-            self.optimizer,
-            num_warmup_steps=config.warmup,
-            num_training_steps=config.steps,
-        )
-        self.average: EMAModel | None = None
-        if config.ema is not None:
-            self.average = EMAModel(self.parameters.values(), decay=config.ema)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+        self.parameters = dict(parameters)
+        self.optimizers = list(optimizers)
+        self.lrs = [group["lr"] for group in self._groups()]
+        self.average: dict[str, Tensor] = {}
+        if averaged:
+            self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.max_grad_norm = max_grad_norm
         self.step = 0
+        self.writes = True  # its checkpoints; of several processes, one does
 
-    def update(self, losses: Iterable[Tensor]) -> float:
+    def factor(self, step: int) -> float:
+        """What the rates are multiplied by at a step, from 0."""
+        return 1.0
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What gradients are taken of."""
+        return loss
+
+    def ready(self, loss: Tensor) -> Tensor:
+        """Makes the gradients those of all processes, and gives the loss of these.
+
+        Raises:
+            ConsistError: No step can be taken down such a loss; nothing is changed then.
+        """
+        return loss
+
+    def move(self) -> None:
+        """Moves the weights by their gradients."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def blend(self, average: Tensor, weight: Tensor) -> None:
+        """Moves the average of a weight after a step, whose number, from 1, is ``step``."""
+        average.copy_(weight)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside weights, average and optimizers."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes back what ``state`` gave."""
+
+    def rates(self) -> list[float]:
+        """The rate of each group of weights at the next step."""
+        return [lr * self.factor(self.step) for lr in self.lrs]
+
+    def update(self, losses: Iterable[Tensor]) -> Tensor:
         """Takes one step down the gradient of the sum of losses, over all processes; gives the sum.
 
         Raises:
-            ConsistError: It is not finite; nothing is changed then.
+            ConsistError: As ``ready``.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        for weight in self.parameters.values():
+            weight.grad = None
         total = torch.zeros(())
         for loss in losses:
-            self.scaler.scale(loss).backward()
-            total += loss.detach().cpu()
-        value = float(self._sum_over_processes(total))
-        if not math.isfinite(value):
-            raise ConsistError(
-                f"the loss of step {self.step + 1} is not finite; take a lower rate than "
-                f"{self.config.lr:g}, or another precision than {self.config.precision}"
-            )
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.schedule.step()
-        if self.average is not None:
-            self.average.step(self.parameters.values())
+            self.scaled(loss).backward()
+            # where it was computed: a GPU is not waited for
+            total = total + loss.detach()
+        total = self.ready(total)
+        nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)
+        for group, rate in zip(self._groups(), self.rates(), strict=True):
+            group["lr"] = rate
+        self.move()
         self.step += 1
-        return value
+        with torch.no_grad():
+            for name, average in self.average.items():
+                self.blend(average, self.parameters[name])
+        return total
 
-    def _sum_over_processes(self, total: Tensor) -> Tensor:
-        if PartialState().num_processes == 1:
-            return total
-        for weight in self.parameters.values():
-            if weight.grad is not None:
-                weight.grad = reduce(weight.grad, "sum")
-        return reduce(total.to(PartialState().device), "sum")
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        for optimizer in self.optimizers:
+            yield from optimizer.param_groups
 
-    def save(self, folder: Path) -> None:
-        """Writes a checkpoint, and only then removes those before it."""
+    def save(self, folder: Path, keep: int) -> None:
+        """Writes a checkpoint, and only then removes all but the newest ``keep``."""
         tensors: dict[str, Tensor] = {f"weight.{n}": p for n, p in self.parameters.items()}
-        if self.average is not None:
-            shadows = zip(self.parameters, self.average.shadow_params, strict=True)
-            tensors |= {f"average.{name}": shadow for name, shadow in shadows}
+        tensors |= {f"average.{name}": average for name, average in self.average.items()}
         state = {
+            **self.state(),
             "step": self.step,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         write_checkpoint(checkpoint_path(folder, self.step), tensors, state)
-        prune_checkpoints(folder, self.config.keep)
+        prune_checkpoints(folder, keep)
 
     def load(self, path: Path) -> None:
         """Becomes what it was when it was saved.
@@ -136,91 +148,99 @@ class Trainee:
         with torch.no_grad():
             for name, weight in self.parameters.items():
                 weight.copy_(tensors[f"weight.{name}"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average.optimization_step = self.step
-            for name, shadow in zip(self.parameters, self.average.shadow_params, strict=True):
-                shadow.copy_(tensors[f"average.{name}"])
+            for name, average in self.average.items():
+                average.copy_(tensors[f"average.{name}"])
+        for optimizer, held in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(held)
+            lay_out_state(optimizer)
+        self.restore(state)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the weights are their moving average, if there is one; then as they were."""
-        if self.average is None:
-            yield
-            return
-        self.average.store(self.parameters.values())
+        held = {name: self.parameters[name].detach().to("cpu", copy=True) for name in self.average}
         self.adopt_average()
         try:
             yield
         finally:
-            self.average.restore(self.parameters.values())
+            for name, weight in held.items():
+                self.parameters[name].data.copy_(weight)
 
     def adopt_average(self) -> None:
         """Puts the moving average, if there is one, in the place of the weights."""
-        if self.average is not None:
-            self.average.copy_to(self.parameters.values())
+        for name, average in self.average.items():
+            self.parameters[name].data.copy_(average)
 
 
-def build_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimizer of a config for groups of weights, each with its rate."""
-    made: torch.optim.Optimizer = find_optimizer(config.optimizer)(
-        groups, weight_decay=config.weight_decay
-    )
-    return made
+def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
+    """Lays what an optimizer has read in memory as the weights lie there.
 
-
-def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """The class of an optimizer of ``OPTIMIZERS``.
-
-    Raises:
-        ConsistError: It is not installed.
+    A file has all tensors row by row, and fused optimizers pair numbers by their place in memory.
     """
-    if name == "adamw":
-        return torch.optim.AdamW
-    module, kind = FOREIGN[name]
-    try:
-        found: Callable[..., torch.optim.Optimizer] = getattr(importlib.import_module(module), kind)
-    except ImportError:
-        package = PACKAGES[name]
-        raise ConsistError(f"optimizer {name!r} needs {package}: pip install {package}") from None
-    return found
+    for weight, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                room = torch.empty_like(weight, dtype=value.dtype, device=value.device)
+                state[key] = room.detach().copy_(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long a training takes, and when it is saved and told of."""
+
+    folder: Path  # of the checkpoints
+    steps: int  # in all
+    save_steps: float = math.inf  # a checkpoint after so many
+    save_s: float = math.inf  # or so long
+    keep: int = 1  # checkpoints
+    deadline: float = math.inf  # as time.monotonic() has it: then it stops, with a checkpoint
+    watch_steps: int = 1  # told of every so many
+
+    def asks_to_save(self, step: int, since: float) -> bool:
+        """Whether a checkpoint is due after a step, so many seconds since the last one."""
+        return step == self.steps or step % self.save_steps == 0 or since > self.save_s
 
 
 def resume(trainee: Trainee, folder: Path) -> None:
     """Loads the last checkpoint of a folder, if there is one.
 
     Raises:
-        ConsistError: It is damaged, or beyond the last step.
+        ConsistError: It is damaged.
     """
-    steps = trainee.config.steps or 0
     if found := checkpoints(folder):
         trainee.load(found[-1])
-    if trainee.step > steps:
-        raise ConsistError(f"{found[-1]} has taken {trainee.step} steps, more than {steps}")
 
 
-def fit(trainee: Trainee, losses: Losses, folder: Path, watch: Watch, observe: Observe) -> None:
-    """Takes the steps of a training that are left; ends with the moving average.
+def unobserved(loss: Tensor) -> None:
+    """Looks at nothing."""
+
+
+def fit(
+    trainee: Trainee, losses: Losses, plan: Plan, watch: Watch, observe: Observe = unobserved
+) -> None:
+    """Takes the steps of a training that are left and in time; ends with the moving average.
 
     Args:
         trainee: New, or resumed.
         losses: Asked for each step, from 0 on.
-        folder: Of the checkpoints.
-        watch: Told after each step.
+        plan: For how long.
+        watch: Told after each step that it is told of.
         observe: Told after each step, before its checkpoint, and so of all steps that it has.
 
     Raises:
         ConsistError: The loss is not finite, or a checkpoint cannot be written.
     """
-    state, steps = PartialState(), trainee.config.steps or 0
-    state.wait_for_everyone()
-    while trainee.step < steps:
+    saved = time.monotonic()
+    late = False
+    while trainee.step < plan.steps and not late:
         loss = trainee.update(losses(trainee.step))
         observe(loss)
-        due = trainee.step % trainee.config.checkpoint_every == 0 or trainee.step == steps
-        if due and state.is_main_process:
-            trainee.save(folder)
-        watch(trainee.step, steps, loss)
+        now = time.monotonic()
+        late = now > plan.deadline
+        if late or plan.asks_to_save(trainee.step, now - saved):
+            saved = now
+            if trainee.writes:
+                trainee.save(plan.folder, plan.keep)
+        if trainee.step % plan.watch_steps == 0:
+            watch(trainee.step, plan.steps, float(loss))
     trainee.adopt_average()

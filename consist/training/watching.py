@@ -7,17 +7,19 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
 
 from consist.models.loading import Model
 from consist.training.config import TrainConfig
 from consist.training.curves import Curves
-from consist.training.loop import Observe, Trainee
+from consist.training.loop import Observe
 from consist.training.previews import Previews
+from consist.training.subject import SubjectTrainee
 
 
 @contextmanager
 def observing(
-    model: Model, trainee: Trainee, config: TrainConfig, device: torch.device
+    model: Model, trainee: SubjectTrainee, config: TrainConfig, device: torch.device
 ) -> Iterator[Observe]:
     """Gives what is to be told of each step; of several processes, the main one alone looks.
 
@@ -44,7 +46,9 @@ def observing(
 class Observer:
     """Told the loss of each step, it draws and writes what the config asks for."""
 
-    def __init__(self, model: Model, trainee: Trainee, config: TrainConfig, device: torch.device):
+    def __init__(
+        self, model: Model, trainee: SubjectTrainee, config: TrainConfig, device: torch.device
+    ):
         self.trainee = trainee
         self.previews: Previews | None = None
         self.curves: Curves | None = None
@@ -53,11 +57,11 @@ class Observer:
         if PartialState().is_main_process and config.tensorboard:
             self.curves = Curves(config.work_folder / "tensorboard", trainee.step)
 
-    def __call__(self, loss: float) -> None:
+    def __call__(self, loss: Tensor) -> None:
         """Looks at the step that was just taken."""
         step, last = self.trainee.step, self.trainee.config.steps
         if self.curves:
-            self.curves.add(step, loss, self.trainee.schedule.get_last_lr())
+            self.curves.add(step, float(loss), self.trainee.rates())
         if self.previews and (step % self.previews.every == 0 or step == last):
             self.look()
 

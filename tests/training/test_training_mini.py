@@ -19,6 +19,7 @@ from consist.mini.architecture import build_tokenizer, build_unet
 from consist.mini.reader import WEIGHTS, load_reader
 from consist.mini.world import Picture, bare, draw, sample_picture
 from consist.models.loading import MINI_FOLDER
+from consist.training.checkpoints import checkpoints
 from consist.training.mini.autoencoder import Album, crop, draw_pictures, off_standard, picture
 from consist.training.mini.denoiser import (
     DETAIL_WEIGHT,
@@ -36,8 +37,9 @@ from consist.training.mini.denoiser import (
     train_unet,
     use_fast_cpu_attention,
 )
-from consist.training.mini.loop import OutOfTime, Recipe, Session, Trainee, is_fast_in_half
+from consist.training.mini.loop import OutOfTime, Recipe, Session, is_fast_in_half
 from consist.training.mini.train import copy_reader, load_parts, train
+from consist.training.mini.trainee import MiniTrainee
 
 CPU = torch.device("cpu")
 
@@ -59,8 +61,8 @@ def fit_line(folder, steps, **recipe):
     return model
 
 
-def fit_picture(folder, steps):
-    """Fits a kernel and a matrix by Muon, and a bias by AdamW."""
+def fit_picture(folder, steps, muon=("net.0.weight", "net.2.weight")):
+    """Fits a kernel and a matrix by Muon, and biases by AdamW."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 5))
     model = model.to(memory_format=torch.channels_last)
@@ -69,15 +71,19 @@ def fit_picture(folder, steps):
         x = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(step))
         return (model(x) - x.mean((1, 2, 3))[:, None]).square().mean()
 
-    muon = ["net.0.weight", "net.2.weight"]
     session(folder).fit("net", {"net": model}, 0.02, steps, loss, muon)
     return model
 
 
-@pytest.mark.parametrize("fit", [fit_line, fit_picture])
+def fit_by_adamw(folder, steps):
+    """Fits a kernel whose channels lie last by AdamW, whose momenta must lie as it does."""
+    return fit_picture(folder, steps, ())
+
+
+@pytest.mark.parametrize("fit", [fit_line, fit_picture, fit_by_adamw])
 def test_twelve_steps_are_seven_and_five(fit, tmp_path, monkeypatch):
     # the rate depends on the length of the whole, so it is held still
-    monkeypatch.setattr("consist.training.mini.loop.lr_factor", lambda step, steps, warmup: 1.0)
+    monkeypatch.setattr("consist.training.mini.trainee.lr_factor", lambda step, steps, warmup: 1.0)
     for name in ("straight", "parts"):
         (tmp_path / name).mkdir()
     straight = fit(tmp_path / "straight", 12)
@@ -87,26 +93,26 @@ def test_twelve_steps_are_seven_and_five(fit, tmp_path, monkeypatch):
         assert torch.equal(parameter, dict(resumed.named_parameters())[name]), name
 
 
-def test_muon_turns_all_directions_alike_and_as_far_as_adamw(tmp_path):
+def test_muon_turns_all_directions_alike_and_as_far_as_adamw():
     torch.manual_seed(0)
     kernel = nn.Conv2d(8, 16, 3).to(memory_format=torch.channels_last)
     before = kernel.weight.detach().clone()
     gradient = torch.randn(16, 8, 3, 3) * torch.logspace(0, -1.5, 16)[:, None, None, None]
-    trainee = Trainee({"c": kernel}, 0.1, tmp_path / "c", ["c.weight"])
-    trainee.update((kernel.weight * gradient).sum(), 1.0)
+    trainee = MiniTrainee({"c": kernel}, 0.1, 4, 1, ["c.weight"])
+    trainee.update([(kernel.weight * gradient).sum()])
     moved = kernel.weight.detach() - before * (1 - 0.1 * 0.01)
     sizes = torch.linalg.svdvals(moved.flatten(1))
     assert sizes.max() / sizes.min() < 2  # of the gradient: over 30
     assert 0.75 < moved.square().mean().sqrt() / (0.1 * 0.2) < 1.25
 
 
-def test_muon_needs_its_pytorch_and_its_layout(tmp_path, monkeypatch):
+def test_muon_needs_its_pytorch_and_its_layout(monkeypatch):
     kernel = nn.Conv2d(8, 16, 3)
     with pytest.raises(ValueError, match="channels last"):
-        Trainee({"c": kernel}, 0.1, tmp_path / "c", ["c.weight"])
+        MiniTrainee({"c": kernel}, 0.1, 4, 1, ["c.weight"])
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(ConsistError, match=r"PyTorch 2\.9"):
-        Trainee({"c": nn.Linear(2, 2)}, 0.1, tmp_path / "c", ["c.weight"])
+        MiniTrainee({"c": nn.Linear(2, 2)}, 0.1, 4, 1, ["c.weight"])
 
 
 def test_muon_moves_what_lies_inside():
@@ -142,8 +148,8 @@ def test_learns(tmp_path):
 def test_out_of_time_keeps_a_checkpoint(tmp_path):
     with pytest.raises(OutOfTime):
         fit_line(tmp_path, 12, minutes=0.0)
-    assert (tmp_path / "line.safetensors").exists()
-    assert not list(tmp_path.glob("*.part"))
+    assert [path.name for path in checkpoints(tmp_path / "line")] == ["step-0000001.safetensors"]
+    assert not list(tmp_path.rglob("*.part"))
     fit_line(tmp_path, 12)
 
 

@@ -24,9 +24,9 @@ from consist.runs.drawing import draw
 from consist.runs.preparing import prepare
 from consist.training import config as recipe
 from consist.training.finetune import finetune
-from consist.training.loop import Trainee
 from consist.training.parts import Parts
 from consist.training.previews import MOST_ROWS, Previews, evenly
+from consist.training.subject import SubjectTrainee
 from consist.training.watching import Observer
 
 CPU = torch.device("cpu")
@@ -181,12 +181,12 @@ def test_a_training_killed_while_it_draws_misses_no_picture(photos, tiny, monkey
 
 def test_of_several_processes_one_looks(photos, tiny, monkeypatch):
     _, parts = previews_of(photos, tiny, tensorboard=True)
-    trainee = Trainee([(parts.unet_parameters, 1e-2)], parts.config, CPU)
+    trainee = SubjectTrainee([(parts.unet_parameters, 1e-2)], parts.config, CPU)
     model = Model(parts.pipe, Defaults(steps=1, guidance=1.0))
     monkeypatch.setattr(PartialState, "is_main_process", False)
     observer = Observer(model, trainee, parts.config, CPU)
     observer.look()
-    observer(0.5)
+    observer(torch.tensor(0.5))
     observer.close()
     assert not parts.config.work_folder.exists()
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
-from consist.errors import ConsistError, unknown
+from consist.errors import ConsistError
+from consist.prompts.yaml_files import read_yaml
 
 FOLDER = Path(__file__).parent
 PACKS = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
@@ -52,13 +51,7 @@ def read_pack(name: str, path: Path) -> list[str]:
     Raises:
         ConsistError: As ``load_pack``.
     """
-    if not path.is_file():
-        raise ConsistError(f"{unknown('pack', name, PACKS)}, or a .yaml file")
-    try:
-        texts = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConsistError(f"pack {path} cannot be read: {reason}") from error
+    texts = read_yaml("pack", name, path, PACKS)
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
         raise ConsistError(f"pack {path} must be a list of texts, and not empty")
     return texts

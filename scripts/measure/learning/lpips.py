@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from consist.errors import ConsistError, unknown
+from consist.models.tensor_files import plain_errors
 from consist.training.photos import as_pixels
 
 BACKBONES = ("alex", "vgg", "squeeze")
@@ -62,10 +63,9 @@ def load_lpips(backbone: str, device: str = "cpu") -> Lpips:
     if backbone not in BACKBONES:
         raise ConsistError(unknown("LPIPS", backbone, BACKBONES))
     try:
-        network = import_module("lpips").LPIPS(net=backbone, verbose=False)
+        with plain_errors("LPIPS"):
+            network = import_module("lpips").LPIPS(net=backbone, verbose=False)
     except ImportError as error:
         raise ConsistError(f"LPIPS needs its package: pip install lpips ({error})") from error
-    except (OSError, RuntimeError) as error:
-        raise ConsistError(f"LPIPS cannot be loaded: {error}") from error
     recorded = {"backbone": backbone, "package": f"lpips {version('lpips')}", "resize": "none"}
     return Lpips(network.eval().to(device), device, recorded)

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from consist.errors import ConsistError, unknown
+from consist.prompts.yaml_files import read_yaml
 from consist.runs.config import MAX_SEED
 from consist.runs.many.worklist import take_shard
 
@@ -48,13 +47,7 @@ def load_benchmark(name: str | Path) -> list[PromptSet]:
         ConsistError: There is no such benchmark, or the file is not of this format.
     """
     path = BENCHMARKS.get(str(name), Path(name))
-    if not path.is_file():
-        raise ConsistError(f"{unknown('benchmark', str(name), BENCHMARKS)}, or a .yaml file")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConsistError(f"benchmark {path} cannot be read: {reason}") from error
+    data = read_yaml("benchmark", str(name), path, BENCHMARKS)
     if not isinstance(data, dict) or not all(isinstance(sets, list) for sets in data.values()):
         raise ConsistError(f"benchmark {path} must map categories to lists of sets")
     found = [one for category, sets in data.items() for one in _read(str(category), sets)]
