@@ -20,7 +20,7 @@ from consist.methods.isolated import Isolated
 from consist.models.loading import Defaults, Model
 from consist.runs.chunks import Chunk
 from consist.runs.config import RunConfig
-from consist.runs.drawing import draw
+from consist.runs.drawing import Batch, draw
 from consist.runs.preparing import prepare
 from consist.training import config as recipe
 from consist.training.finetune import finetune
@@ -119,7 +119,10 @@ def test_what_is_seen_is_what_is_loaded_later(photos, tiny):
     settings = prepare(Model(pipe, Defaults(steps=1, guidance=1.0)), run)
     pictures = seen(config)
     for i in range(2):
-        (expected,) = draw(pipe, run, settings, Chunk((i,), (i,)), Isolated(), lambda done: None)
+        chunk = Chunk((i,), (i,))
+        (expected,) = draw(
+            Batch(pipe=pipe, config=run, settings=settings, chunk=chunk, method=Isolated())
+        )
         image, _ = pictures[f"step-000002-{i}.png"]
         assert image.tobytes() == expected.tobytes()
         assert image.tobytes() != pictures[f"step-000000-{i}.png"][0].tobytes()
