@@ -1,8 +1,10 @@
-"""``consist train lora`` and ``consist train dreambooth``: a subject learned from photos."""
+"""``consist train``: subjects learned from photos, and what else is trained here."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,239 +18,88 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from consist.cli.console import err, hide_loading_bars, plain_failures, say
-from consist.cli.options import WHERE, Device, ModelName
+from consist.cli.console import Commands, err, hide_loading_bars, plain_failures, say
+from consist.cli.from_fields import options, read, takes
+from consist.cli.train_mini import train_mini
+from consist.cli.train_token import token
 from consist.errors import ConsistError
-from consist.training.config import CLASS_IMAGES, DREAMBOOTH, LORA, NO_PRIOR, PHOTO, TrainConfig
+from consist.training.config import (
+    CLASS_IMAGES,
+    DREAMBOOTH,
+    LEARNING,
+    LORA,
+    NO_PRIOR,
+    OPTIMIZER,
+    PHOTOS,
+    PRIOR,
+    SEEING,
+    SUBJECT,
+    TEXTUAL_INVERSION,
+    TRAINED,
+    WHERE,
+    TrainConfig,
+    fields_of,
+    suited_texts,
+)
 
-PRIOR = "What keeps the class as it was"
-PHOTOS = "Photos"
-SEEING = "Seeing how it goes"
-LEARNING = "Learning"
 GOES_ON = "The last checkpoint is kept; the same command continues."
+PANELS = (SUBJECT, TRAINED, LEARNING, OPTIMIZER, PRIOR, PHOTOS, WHERE, SEEING)
+UNSET = {"prior": "images with a class prompt and without --from-run, else none"}
+WORD = suited_texts(TEXTUAL_INVERSION)
 
 Photos = Annotated[
     Path | None, typer.Argument(help="A folder of photos of one subject, 3 to 20 of them.")
 ]
 FromRun = Annotated[
-    Path | None, typer.Option(help="Take the pictures and prompts of this run instead.")
-]
-Prompt = Annotated[
-    str,
-    typer.Option(help="Says what photos without a caption show, with a word for the subject."),
-]
-ClassPrompt = Annotated[
-    str, typer.Option(help="What the subject is one of, as 'a cat'.", rich_help_panel=PRIOR)
-]
-Prior = Annotated[
-    str | None,
+    Path | None,
     typer.Option(
-        help="images: drawn once, trained on as well. base: the model shall say of the class what "
-        "it said before. none. By default images, if there is a class prompt and no --from-run.",
-        rich_help_panel=PRIOR,
+        help="Take the pictures and prompts of this run instead.", rich_help_panel=SUBJECT
     ),
 ]
-PriorWeight = Annotated[
-    float, typer.Option(help="How much it counts beside the photos.", rich_help_panel=PRIOR)
-]
-ClassImages = Annotated[int | None, typer.Option(help="How many of them.", rich_help_panel=PRIOR)]
-Background = Annotated[
-    str,
+Out = Annotated[
+    Path | None,
     typer.Option(
-        help="What is learned where the subject is not: photo, or base, what the model said of it "
-        "before. The subject is what is opaque in a photo, else what the class prompt finds.",
-        rich_help_panel=PRIOR,
-    ),
-]
-Out = Annotated[Path | None, typer.Option(help="By default named after the prompt.")]
-StepCount = Annotated[int | None, typer.Option(help="Of training.", rich_help_panel=LEARNING)]
-Rate = Annotated[
-    float | None, typer.Option("--lr", help="Learning rate.", rich_help_panel=LEARNING)
-]
-Rank = Annotated[
-    int | None,
-    typer.Option(help="Of the LoRA; by default 16, for mini 64.", rich_help_panel=LEARNING),
-]
-Convolutions = Annotated[
-    bool, typer.Option("--conv", help="A LoRA of convolutions too.", rich_help_panel=LEARNING)
-]
-TextEncoder = Annotated[
-    bool, typer.Option("--text-encoder", help="Train it as well.", rich_help_panel=LEARNING)
-]
-TextRate = Annotated[
-    float | None,
-    typer.Option("--text-lr", help="Learning rate of the text encoder.", rich_help_panel=LEARNING),
-]
-Batch = Annotated[int | None, typer.Option(help="Photos of a step.", rich_help_panel=LEARNING)]
-Optimizer = Annotated[
-    str, typer.Option(help="adamw, adamw8bit or prodigy.", rich_help_panel=LEARNING)
-]
-Schedule = Annotated[
-    str,
-    typer.Option(
-        help="constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial.",
-        rich_help_panel=LEARNING,
-    ),
-]
-Warmup = Annotated[int, typer.Option(help="Steps.", rich_help_panel=LEARNING)]
-Average = Annotated[
-    float | None,
-    typer.Option(help="Keep a moving average with this decay.", rich_help_panel=LEARNING),
-]
-MinSnr = Annotated[
-    float | None,
-    typer.Option("--min-snr", help="Weigh timesteps, with this gamma.", rich_help_panel=LEARNING),
-]
-CaptionDropout = Annotated[
-    float,
-    typer.Option(
-        help="Share of the subject's photos shown without a caption; 0.05 to 0.1 is usual.",
-        rich_help_panel=LEARNING,
-    ),
-]
-Seed = Annotated[int, typer.Option(rich_help_panel=LEARNING)]
-Resolution = Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel=PHOTOS)]
-Buckets = Annotated[
-    bool,
-    typer.Option(help="Sizes for photos that are not square, or squares.", rich_help_panel=PHOTOS),
-]
-RandomCrop = Annotated[bool, typer.Option("--random-crop", rich_help_panel=PHOTOS)]
-RandomFlip = Annotated[
-    bool, typer.Option("--random-flip", help="Left and right.", rich_help_panel=PHOTOS)
-]
-Precision = Annotated[
-    str,
-    typer.Option(
-        help="Of the products: float32, float16 or bfloat16; the weights that learn are float32.",
-        rich_help_panel=WHERE,
-    ),
-]
-Parts = Annotated[
-    int, typer.Option(help="Parts that a step is computed in.", rich_help_panel=WHERE)
-]
-Checkpointing = Annotated[
-    bool,
-    typer.Option("--gradient-checkpointing", help="Less memory, slower.", rich_help_panel=WHERE),
-]
-Every = Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=WHERE)]
-Keep = Annotated[int, typer.Option(help="Checkpoints that are kept.", rich_help_panel=WHERE)]
-SamplePrompts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--sample-prompt",
-        help="Draw this now and then, into NAME.training/samples; may be repeated.",
-        rich_help_panel=SEEING,
-    ),
-]
-SampleEvery = Annotated[
-    int | None,
-    typer.Option(help="Steps between sample pictures; by default 100.", rich_help_panel=SEEING),
-]
-Tensorboard = Annotated[
-    bool,
-    typer.Option(
-        "--tensorboard",
-        help="Write curves and sample pictures into NAME.training/tensorboard.",
-        rich_help_panel=SEEING,
+        help="What is written: a folder for dreambooth, else a .safetensors file; by default named "
+        "after the word or the prompt."
     ),
 ]
 
+app = Commands(help="Train models.", no_args_is_help=True)
 
-def lora(
-    photos: Photos = None,
-    prompt: Prompt = "",
-    class_prompt: ClassPrompt = "",
-    out: Out = None,
-    from_run: FromRun = None,
-    model: ModelName = "mini",
-    embedding: Annotated[
-        str, typer.Option(help="A file with a word that captions say; it stays as it is.")
-    ] = "",
-    steps: StepCount = None,
-    lr: Rate = None,
-    rank: Rank = None,
-    conv: Convolutions = False,
-    alpha: Annotated[
-        float | None,
-        typer.Option(help="Updates count alpha / rank; by default 1.", rich_help_panel=LEARNING),
-    ] = None,
-    dora: Annotated[
-        bool,
-        typer.Option("--dora", help="Magnitudes apart from directions.", rich_help_panel=LEARNING),
-    ] = False,
-    text_encoder: TextEncoder = False,
-    text_lr: TextRate = None,
-    batch_size: Batch = None,
-    min_snr: MinSnr = None,
-    caption_dropout: CaptionDropout = 0.0,
-    optimizer: Optimizer = "adamw",
-    schedule: Schedule = "constant",
-    warmup: Warmup = 0,
-    ema: Average = None,
-    seed: Seed = 0,
-    prior: Prior = None,
-    prior_weight: PriorWeight = 1.0,
-    background: Background = PHOTO,
-    class_images: ClassImages = None,
-    resolution: Resolution = None,
-    buckets: Buckets = True,
-    random_crop: RandomCrop = False,
-    random_flip: RandomFlip = False,
-    device: Device = "auto",
-    precision: Precision = "float32",
-    accumulate: Parts = 1,
-    gradient_checkpointing: Checkpointing = False,
-    checkpoint_every: Every = 100,
-    keep: Keep = 1,
-    sample_prompts: SamplePrompts = None,
-    sample_every: SampleEvery = None,
-    tensorboard: Tensorboard = False,
-) -> None:
+
+def of_kind(kind: str) -> list[Parameter]:
+    """The options of a kind of training."""
+    return options(TrainConfig, fields_of(kind), unset=UNSET | suited_texts(kind))
+
+
+def of_both() -> list[Parameter]:
+    """The options of the training of a word and, where they differ, of the LoRA beside it."""
+    lora = suited_texts(LORA)
+    apart = {
+        name: f"{text}; of the word {WORD[name]}"
+        for name, text in lora.items()
+        if name not in ("steps", "lr") and WORD.get(name, text) != text
+    }
+    names = {*fields_of(TEXTUAL_INVERSION), *fields_of(LORA)} - {"embedding"}
+    return options(TrainConfig, names, unset=UNSET | WORD | lora | apart)
+
+
+@app.command()
+@takes(of_kind(LORA), panels=PANELS)
+def lora(photos: Photos = None, out: Out = None, from_run: FromRun = None, **given: Any) -> None:
     """Learn a subject from photos, as a small file beside the model.
 
     consist train lora photos/ --prompt "a xyz cat" --out cat.safetensors
 
     Then: consist batch "a xyz cat in Paris" --lora cat.safetensors
     """
-    train(LORA, dict(locals()))
+    train(LORA, photos, from_run, out, given)
 
 
+@app.command()
+@takes(of_kind(DREAMBOOTH), panels=PANELS)
 def dreambooth(
-    photos: Photos = None,
-    prompt: Prompt = "",
-    class_prompt: ClassPrompt = "",
-    out: Out = None,
-    from_run: FromRun = None,
-    model: ModelName = "mini",
-    steps: StepCount = None,
-    lr: Rate = None,
-    text_encoder: TextEncoder = False,
-    text_lr: TextRate = None,
-    batch_size: Batch = None,
-    min_snr: MinSnr = None,
-    caption_dropout: CaptionDropout = 0.0,
-    optimizer: Optimizer = "adamw",
-    schedule: Schedule = "constant",
-    warmup: Warmup = 0,
-    ema: Average = None,
-    seed: Seed = 0,
-    prior: Prior = None,
-    prior_weight: PriorWeight = 1.0,
-    background: Background = PHOTO,
-    class_images: ClassImages = None,
-    resolution: Resolution = None,
-    buckets: Buckets = True,
-    random_crop: RandomCrop = False,
-    random_flip: RandomFlip = False,
-    device: Device = "auto",
-    precision: Precision = "float32",
-    accumulate: Parts = 1,
-    gradient_checkpointing: Checkpointing = False,
-    checkpoint_every: Every = 100,
-    keep: Keep = 1,
-    sample_prompts: SamplePrompts = None,
-    sample_every: SampleEvery = None,
-    tensorboard: Tensorboard = False,
+    photos: Photos = None, out: Out = None, from_run: FromRun = None, **given: Any
 ) -> None:
     """Learn a subject from photos, as a model of its own: all of the UNet is trained.
 
@@ -256,13 +107,70 @@ def dreambooth(
 
     Then: consist batch "a xyz cat in Paris" --model my-cat
     """
-    train(DREAMBOOTH, dict(locals()))
+    train(DREAMBOOTH, photos, from_run, out, given)
 
 
-def train(kind: str, given: dict[str, Any]) -> None:
+@app.command()
+@takes(of_kind(TEXTUAL_INVERSION), panels=PANELS)
+def textual_inversion(
+    photos: Photos = None, out: Out = None, from_run: FromRun = None, **given: Any
+) -> None:
+    """Learn a new word for a subject from photos; the model stays as it is.
+
+    consist train textual-inversion photos/ --token "<my-cat>" --init cat
+
+    Then: consist batch "a <my-cat> in Paris" --embedding my-cat.safetensors
+    """
+    train(TEXTUAL_INVERSION, photos, from_run, out, given)
+
+
+@app.command()
+@takes(of_both(), panels=PANELS)
+def pivotal(
+    photos: Photos = None,
+    out: Out = None,
+    from_run: FromRun = None,
+    word_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps of training of the word; --steps are those of the LoRA. At least 1.",
+            rich_help_panel=LEARNING,
+            show_default=WORD["steps"],
+        ),
+    ] = None,
+    word_lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of the word; --lr is that of the LoRA. From 1e-12 to 10.",
+            rich_help_panel=LEARNING,
+            show_default=WORD["lr"],
+        ),
+    ] = None,
+    **given: Any,
+) -> None:
+    """Learn a new word for a subject from photos, and then a LoRA beside it.
+
+    consist train pivotal photos/ --token "<my-cat>" --init cat --out cat.safetensors
+
+    Then: consist batch "a <my-cat> in Paris" --lora cat.safetensors --embedding
+    cat-word.safetensors
+    """
+    with plain_failures(GOES_ON):
+        pace = {"steps": word_steps, "lr": word_lr}
+        for config in two_trainings(photos, from_run, out, given, pace):
+            show_training(config)
+
+
+app.command("token")(token)
+app.command("mini")(train_mini)
+
+
+def train(
+    kind: str, photos: Path | None, run: Path | None, out: Path | None, given: Mapping[str, Any]
+) -> None:
     """Trains what the options of a command say."""
     with plain_failures(GOES_ON):
-        show_training(read_config(kind, given))
+        show_training(read_config(kind, photos, run, out, given))
 
 
 def show_training(config: TrainConfig) -> None:
@@ -300,19 +208,74 @@ def show_training(config: TrainConfig) -> None:
         say(f"{written}")
 
 
-def read_config(kind: str, given: dict[str, Any]) -> TrainConfig:
-    """The options of a command as a config."""
-    photos, run = given.pop("photos"), given.pop("from_run")
-    if bool(photos) == bool(run):
+def two_trainings(
+    photos: Path | None,
+    run: Path | None,
+    out: Path | None,
+    given: Mapping[str, Any],
+    pace: Mapping[str, Any],
+) -> tuple[TrainConfig, TrainConfig]:
+    """The training of a word, and that of a LoRA with the word in place, which stays as it is.
+
+    Pivotal tuning (Roich et al. 2021, arXiv:2106.05744) turns to the model once its input is
+    found. cloneofsimo/lora too keeps the word in its second stage unless asked otherwise.
+
+    Args:
+        photos: As for ``read_config``.
+        run: As for ``read_config``.
+        out: Of the LoRA, as for ``read_config``.
+        given: The options of both.
+        pace: Those that the word has of its own.
+    """
+    token = given["token"]
+    out = out or default_out(LORA, token, source(photos, run))
+    word_out = out.with_name(f"{out.stem}-word.safetensors")
+    word = {**{name: given[name] for name in fields_of(TEXTUAL_INVERSION)}, **pace}
+    lora = {name: given[name] for name in fields_of(LORA) if name in given}
+    lora |= {"prompt": given["prompt"] or f"a {token}", "embedding": str(word_out)}
+    return (
+        read_config(TEXTUAL_INVERSION, photos, run, word_out, word),
+        read_config(LORA, photos, run, out, lora),
+    )
+
+
+def read_config(
+    kind: str, photos: Path | None, run: Path | None, out: Path | None, given: Mapping[str, Any]
+) -> TrainConfig:
+    """The options of a command as a config.
+
+    Args:
+        kind: Of training.
+        photos: A folder of them; None where there is a run.
+        run: The folder of a run whose pictures are learned from; None where there are photos.
+        out: What is written; by default named after the word or the prompt.
+        given: Fields of a training.
+
+    Raises:
+        ConsistError: There are photos and a run, or neither; or they make no training.
+    """
+    folder, told = source(photos, run), read(TrainConfig, given)
+    if told.get("prior", NO_PRIOR) is None:
+        told["prior"] = CLASS_IMAGES if told["class_prompt"] and not run else NO_PRIOR
+    named = told.get("token") or told["prompt"]
+    return TrainConfig(
+        kind=kind,
+        photos=str(folder),
+        from_run=run is not None,
+        out=str(out or default_out(kind, named, folder)),
+        **told,
+    )
+
+
+def source(photos: Path | None, run: Path | None) -> Path:
+    """The folder that is learned from.
+
+    Raises:
+        ConsistError: Both were given, or neither.
+    """
+    if (photos is None) == (run is None):
         raise ConsistError("give either a folder of photos or --from-run")
-    prior = given.pop("prior", NO_PRIOR)
-    if prior is None:
-        prior = CLASS_IMAGES if given["class_prompt"] and not run else NO_PRIOR
-    given["sample_prompts"] = tuple(given.get("sample_prompts") or ())
-    named = given.get("token") or given["prompt"]
-    out = given.pop("out") or default_out(kind, named, photos or run)
-    config: dict[str, Any] = {"photos": str(photos or run), "from_run": bool(run), "out": str(out)}
-    return TrainConfig(kind=kind, prior=prior, **config, **given)
+    return photos or run  # type: ignore[return-value]
 
 
 def default_out(kind: str, prompt: str, photos: Path) -> Path:
