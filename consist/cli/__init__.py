@@ -8,21 +8,21 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from consist.cli import lora, subject
-from consist.cli import train_mini as train
+from consist.cli import lora, subject, train
 from consist.cli.app import open_page
 from consist.cli.batch import batch
-from consist.cli.console import out, plain_failures
+from consist.cli.console import Commands, out, plain_failures, say
 from consist.cli.evaluate import evaluate, write_page
 from consist.cli.extend import extend
 from consist.cli.redo import redo
 
-app = typer.Typer(
-    help="Draw the same subject in many scenes with any Stable Diffusion.",
+app = Commands(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,6 +36,25 @@ app.command("report")(write_page)
 app.command("app")(open_page)
 app.add_typer(train.app, name="train")
 app.add_typer(lora.app, name="lora")
+
+
+def show_version(asked: bool) -> None:
+    """Prints the version and ends, if that is asked for."""
+    if asked:
+        say(f"consist {version('consist')}")
+        raise typer.Exit
+
+
+@app.callback()
+def consist(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Draw the same subject in many scenes with any Stable Diffusion."""
 
 
 def main() -> None:

@@ -2,148 +2,120 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from consist.cli.console import hide_loading_bars, out, plain_failures, progress_bar, say
-from consist.cli.engine_options import Address, EngineName, Shard, Workers
-from consist.cli.options import (
-    WHERE,
-    Anchors,
-    Backend,
-    BatchSize,
-    Cache,
-    Device,
-    Dtype,
-    Fields,
-    Guidance,
-    Keys,
-    MethodName,
-    ModelName,
-    Rescale,
-    Steps,
-    Strength,
-    Values,
-    read_method,
-    refuse_given,
-)
-from consist.cli.pack import is_told, read_packs, words_of_loras, words_of_subject
-from consist.cli.sets import MANY, OF_SETS, SetsCommand, batch_sets, read_sets
-from consist.errors import ConsistError
+from consist.cli.engine_options import MANY, EngineOptions
+from consist.cli.from_fields import options, read, takes
+from consist.cli.options import Cache, MethodOptions, refuse_given
+from consist.cli.sets import SetsCommand, batch_sets, read_sets
+from consist.cli.subject_words import name_subject
+from consist.errors import ConsistError, unknown
 from consist.runs.chunks import plan_run
-from consist.runs.config import DEFAULT_METHOD, RunConfig, parse_size, spread_seeds
+from consist.runs.config import (
+    DRAWING,
+    MODEL,
+    OF_SUBJECT,
+    SHARED,
+    WHERE,
+    RunConfig,
+    parse_size,
+    spread_seeds,
+)
 from consist.runs.many.ranks import joined
+from consist.settings.fields import field_help, marked, settings_of
 
 if TYPE_CHECKING:
     from consist.runs.folder import RunFolder
 
-# what a saved subject has of its own
-OF_SUBJECT = (
-    *("model", "method", "keys", "values", "anchors", "strength", "subject", "set_"),
-    *("steps", "guidance", "guidance_rescale", "negative", "size", "scheduler"),
-    *("lora", "lora_negative", "embedding"),
-    *("reference", "reference_prompt"),
-)
+SCENES = "The subject and its scenes"
+RESULT = "What comes out"
+PANELS = (SCENES, SHARED, MODEL, DRAWING, WHERE, MANY, RESULT)
+# what a file of sets has of its own, or what belongs to one set alone
+NOT_OF_SETS = ("like", "pack", "cache", "reference", "reference_prompt")
 
 
+scene = partial(typer.Option, rich_help_panel=SCENES)
+drawing = partial(typer.Option, rich_help_panel=DRAWING)
+result = partial(typer.Option, rich_help_panel=RESULT)
+
+
+@takes(options(MethodOptions), options(RunConfig), options(EngineOptions), panels=PANELS)
 def batch(
     context: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(help="One prompt per picture.")] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="One prompt per line; or a .yaml file of sets, each drawn as a run."),
+        scene(help="One prompt per line; or a .yaml file of sets, each drawn as a run."),
     ] = None,
     pack: Annotated[
         list[str] | None,
-        typer.Option(
+        scene(
             help="Ready prompts about the subject of --subject or of the LoRA: recontext, art, "
             "property, views, accessories, or a .yaml file; may be repeated."
         ),
     ] = None,
-    like: Annotated[
-        str | None,
-        typer.Option(help="A saved subject, by its name or file: see 'consist subject'."),
-    ] = None,
-    reference: Annotated[
-        list[Path] | None,
-        typer.Option(help="A picture of your own that shows the subject; may be repeated."),
-    ] = None,
-    reference_prompt: Annotated[
-        list[str] | None,
-        typer.Option(help="What the references show: one prompt for all, or one each."),
-    ] = None,
-    model: ModelName = "mini",
-    method: MethodName = DEFAULT_METHOD,
-    keys: Keys = None,
-    values: Values = None,
-    anchors: Anchors = None,
-    strength: Strength = None,
     subject: Annotated[
         list[str] | None,
-        typer.Option(
+        scene(
             help="Words of the prompts that name the subject; may be repeated. With --pack, those "
             "that are put into its prompts; with --lora-negative, those for what a LoRA learned."
         ),
     ] = None,
-    set_: Fields = None,
+    like: Annotated[
+        str | None,
+        scene(help="A saved subject, by its name or file: see 'consist subject'."),
+    ] = None,
+    reference: Annotated[
+        list[Path] | None,
+        scene(help="A picture of your own that shows the subject; may be repeated."),
+    ] = None,
+    reference_prompt: Annotated[
+        list[str] | None,
+        scene(help="What the references show: one prompt for all, or one each."),
+    ] = None,
     seed: Annotated[
-        list[int] | None, typer.Option(help="One seed (then +1 per picture), or one per picture.")
+        list[int] | None,
+        drawing(
+            help="One seed (then +1 per picture), or one per picture; by default 0. At least 0."
+        ),
     ] = None,
     same_noise: Annotated[
-        bool, typer.Option("--same-noise", help="Start all pictures from the same noise.")
+        bool,
+        drawing("--same-noise", help="Start all pictures from the same noise."),
     ] = False,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    guidance_rescale: Rescale = 0.0,
-    negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
     size: Annotated[
-        str | None, typer.Option(help="Pixels, as 512 or 768x512 (width x height).")
-    ] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Such as ddim, euler or dpm++.")] = None,
-    lora: Annotated[
-        list[str] | None, typer.Option(help="A LoRA, FILE or FILE:WEIGHT; may be repeated.")
-    ] = None,
-    lora_negative: Annotated[
-        float,
-        typer.Option(
-            help="Share of the LoRAs, where the subject is, in what guidance leads away from; less "
-            "than 1 makes a trained subject more alike."
+        str | None,
+        drawing(
+            help="Pixels, as 512 or 768x512 (width x height); by default what suits the model. "
+            "From 8 to 8192."
         ),
-    ] = 1.0,
-    embedding: Annotated[
-        list[str] | None,
-        typer.Option(help="A file with a new word that prompts may say; may be repeated."),
     ] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    backend: Backend = "auto",
-    batch_size: BatchSize = None,
     cache: Cache = False,
     folder: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            help="Run folder, or folder of all runs; by default one in runs/.",
-            rich_help_panel=WHERE,
-        ),
+        result("--out", help="Run folder, or folder of all runs; by default one in runs/."),
     ] = None,
-    shard: Shard = "1/1",
-    engine: EngineName = "here",
-    address: Address = None,
-    workers: Workers = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Also draw without sharing, from the same noise.")
-    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be drawn, and draw nothing.")
+        bool,
+        result("--dry-run", help="Print what would be drawn, and draw nothing."),
+    ] = False,
+    help_fields: Annotated[
+        bool,
+        result("--help-fields", help="Print the fields of --method, and draw nothing."),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the record of the run as JSON.")
+        bool,
+        result("--json", help="Print the record of the run as JSON."),
     ] = False,
+    **given: Any,
 ) -> None:
     """Draw the same subject in several scenes.
 
@@ -151,75 +123,44 @@ def batch(
     consist batch --file sets.yaml --engine ray
     """
     with plain_failures("The finished pictures are kept; the same command continues."):
+        if help_fields:
+            show_fields(given["method"])
+            return
         sets = read_sets(file, prompts or [])
+        engine = read(EngineOptions, given)
         if sets:
-            refuse_given(context, OF_SETS, "goes without a file of sets")
+            refuse_given(context, NOT_OF_SETS, "goes without a file of sets")
         else:
-            refuse_given(context, MANY, "goes with --file sets.yaml")
+            refuse_given(context, engine, "goes with --file sets.yaml")
         texts = sets[0].prompts if sets else read_prompts(prompts or [], file)
-        seeds = tuple(seed or [])
+        seeds, told = tuple(seed or []), read(RunConfig, given)
         if like:
-            refuse_given(context, OF_SUBJECT, "goes without --like; the subject has its own")
-            refuse_given(context, ["pack"], "goes without --like, which has no words for it")
+            refuse_what_a_subject_has(context)
             config = scenes_of(like, texts, seeds, same_noise, cache)
+            own = marked(RunConfig, OF_SUBJECT)
+            config = replace(config, **{name: x for name, x in told.items() if name not in own})
         else:
             refuse_given(context, ["cache"], "goes with --like, or with consist extend")
-            if pack:
-                from consist.prompts.packs import noun_of
-
-                words = words_of_subject(subject or [], lora or [])
-                texts += read_packs(pack, words, model)
-                subject = [noun_of(words)]
-            named: tuple[str, ...] = ()
-            if lora_negative != 1:
-                named = words_of_loras(subject or [], lora or [], texts)
-            if (pack or named) and not is_told(method):
-                subject = None
+            method = MethodOptions(**read(MethodOptions, given))
+            texts, phrases, learned = name_subject(texts, subject or [], pack or [], method, told)
             width, height = parse_size(size) if size else (None, None)
             config = RunConfig(
                 prompts=texts,
                 seeds=spread_seeds((0,) if sets else seeds or (0,), len(texts), same_noise),
-                model=model,
-                method=read_method(
-                    method,
-                    keys=keys,
-                    values=values,
-                    anchors=anchors,
-                    strength=strength,
-                    subject=subject,
-                    pairs=set_,
-                ),
-                steps=steps,
-                guidance=guidance,
-                guidance_rescale=guidance_rescale,
-                negative=negative,
+                method=method.settings(phrases),
                 width=width,
                 height=height,
-                scheduler=scheduler,
-                loras=tuple(lora or []),
-                lora_negative=lora_negative,
-                lora_subject=named,
-                embeddings=tuple(embedding or []),
+                lora_subject=learned,
+                **told,
             )
             config = look_at(config, reference or [], reference_prompt or [])
-        config = replace(
-            config,
-            device=device,
-            dtype=dtype,
-            backend=backend,
-            batch_size=batch_size,
-            compare=compare,
-        )
         if file and sets:
             command = SetsCommand(
                 file=file,
                 folder=folder,
                 seeds=seeds,
                 same_noise=same_noise,
-                shard=shard,
-                engine=engine,
-                address=address,
-                workers=workers,
+                engine=EngineOptions(**engine),
                 dry_run=dry_run,
                 as_json=as_json,
             )
@@ -228,6 +169,30 @@ def batch(
             check_and_print(config)
         elif drawn := draw(config, folder):
             report(drawn, as_json)
+
+
+def show_fields(name: str) -> None:
+    """Prints the fields of a method, one a line: name, type, default and meaning.
+
+    Raises:
+        ConsistError: There is no such method.
+    """
+    from consist.methods import METHODS
+
+    if name not in METHODS:
+        raise ConsistError(unknown("method", name, METHODS))
+    meanings = field_help(METHODS[name])
+    for one in fields(METHODS[name]):  # type: ignore[arg-type]
+        kind = one.type if isinstance(one.type, str) else inspect.formatannotation(one.type)
+        say(f"{one.name}  {kind}  {one.default!r}  {meanings.get(one.name, '')}".rstrip())
+
+
+def refuse_what_a_subject_has(context: typer.Context) -> None:
+    """Makes sure that nothing was given that a saved subject has of its own."""
+    own = [*marked(RunConfig, OF_SUBJECT), *settings_of(MethodOptions), "subject", "size"]
+    own += ["reference", "reference_prompt"]
+    refuse_given(context, own, "goes without --like; the subject has its own")
+    refuse_given(context, ["pack"], "goes without --like, which has no words for it")
 
 
 def read_prompts(given: list[str], file: Path | None) -> tuple[str, ...]:

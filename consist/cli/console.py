@@ -4,15 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from typer.core import TyperCommand, TyperGroup
 
 from consist.errors import ConsistError
 
 out = Console()
 err = Console(stderr=True)
+
+
+class PlainCommand(TyperCommand):
+    """A command whose help shows flags as flags: they take no value."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """All parameters, ``--help`` too."""
+        return _with_bare_flags(super().get_params(ctx))
+
+
+class PlainGroup(TyperGroup):
+    """A group of commands whose own flags are shown as flags."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """All parameters, ``--help`` too."""
+        return _with_bare_flags(super().get_params(ctx))
+
+
+class Commands(typer.Typer):
+    """A group of commands whose help shows flags as flags; arguments as of Typer."""
+
+    def __init__(self, **given: Any):
+        super().__init__(cls=PlainGroup, **given)
+
+    def command(self, name: str | None = None, **given: Any) -> Any:
+        """Adds a function as a command; arguments as of Typer."""
+        return super().command(name, cls=PlainCommand, **given)
+
+
+def _with_bare_flags(parameters: list[Any]) -> list[Any]:
+    for one in parameters:
+        if getattr(one, "is_flag", False) and one.metavar is None:
+            one.metavar = ""
+    return parameters
 
 
 def say(line: str, console: Console = out, style: str | None = None) -> None:

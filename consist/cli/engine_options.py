@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from dataclasses import dataclass
 
 from consist.errors import ConsistError, unknown
 from consist.runs.many.ranks import Ranks
 from consist.runs.many.worklist import Engine
+from consist.settings.fields import setting
 
 ENGINES = ("here", "ray")
 MANY = "Many sets, many processes"
 
-Shard = Annotated[str, typer.Option(help="Do part I of N only, as I/N.", rich_help_panel=MANY)]
-EngineName = Annotated[
-    str,
-    typer.Option("--engine", help="Who does the work: here, or ray.", rich_help_panel=MANY),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="The Ray cluster, such as auto; by default one on this machine, for this command.",
-        rich_help_panel=MANY,
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(help="Processes of Ray; by default one for each GPU.", rich_help_panel=MANY),
-]
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Which part of a list of tasks is done, and by whom.
+
+    Args:
+        shard: Do part I of N only, as I/N with I from 1 to N.
+        engine: Who does the work.
+        address: The Ray cluster, such as auto; by default one on this machine, for this command.
+        workers: Processes of Ray, at least 1; by default one for each GPU.
+    """
+
+    shard: str = setting("1/1", panel=MANY)
+    engine: str = setting("here", panel=MANY, choices=ENGINES)
+    address: str | None = setting(None, panel=MANY)
+    workers: int | None = setting(None, panel=MANY)
+
+    def choose(self, device: str, ranks: Ranks) -> Engine:
+        """The engine that is asked for; see ``choose_engine``."""
+        return choose_engine(self.engine, self.address, self.workers, device, ranks)
 
 
 def choose_engine(

@@ -6,33 +6,17 @@ import json
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from consist.cli.console import hide_loading_bars, out, plain_failures, progress_bar, say
-from consist.cli.engine_options import Address, EngineName, Shard, Workers, choose_engine
-from consist.cli.options import (
-    WHERE,
-    Anchors,
-    Backend,
-    BatchSize,
-    Device,
-    Dtype,
-    Fields,
-    Guidance,
-    Keys,
-    MethodName,
-    ModelName,
-    Steps,
-    Strength,
-    Values,
-    read_method,
-    refuse_given,
-)
+from consist.cli.engine_options import MANY, EngineOptions
+from consist.cli.from_fields import options, read, takes
+from consist.cli.options import MethodOptions, refuse_given
 from consist.errors import ConsistError
-from consist.runs.config import DEFAULT_METHOD
+from consist.runs.config import SHARED, WHERE, RunConfig
 from consist.runs.many.ranks import joined
 
 if TYPE_CHECKING:
@@ -43,13 +27,20 @@ BENCHMARK = "Drawing a benchmark"
 ENCODERS = "Encoders, by hub id or folder"
 ARROWS = {1: "↑", -1: "↓", 0: ""}
 # what says nothing without --benchmark
-DRAWN = (
-    *("tag", "limit", "shard", "model", "method", "keys", "values", "anchors", "strength", "set_"),
-    *("steps", "guidance", "seed", "dtype", "backend", "batch_size", "isolated"),
-    *("engine", "address", "workers"),
+OF_BENCHMARK = ("tag", "limit", "seed", "isolated")
+
+
+drawing = partial(typer.Option, rich_help_panel=BENCHMARK)
+encoder = partial(typer.Option, rich_help_panel=ENCODERS)
+
+
+@takes(
+    options(MethodOptions),
+    options(RunConfig, ("model", "steps", "guidance"), panel=BENCHMARK),
+    options(RunConfig, ("device", "dtype", "backend", "batch_size")),
+    options(EngineOptions),
+    panels=(BENCHMARK, SHARED, ENCODERS, WHERE, MANY),
 )
-
-
 def evaluate(
     context: typer.Context,
     runs: Annotated[
@@ -57,62 +48,36 @@ def evaluate(
     ] = None,
     benchmark: Annotated[
         str | None,
-        typer.Option(
-            help="Draw and measure these sets: mini-sets or a .yaml file in ConsiStory+'s format.",
-            rich_help_panel=BENCHMARK,
+        drawing(
+            help="Draw and measure these sets: mini-sets or a .yaml file in ConsiStory+'s format."
         ),
     ] = None,
-    tag: Annotated[
-        str | None, typer.Option(help="Only sets with this tag.", rich_help_panel=BENCHMARK)
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="At most so many sets.", rich_help_panel=BENCHMARK)
-    ] = None,
-    shard: Shard = "1/1",
-    engine: EngineName = "here",
-    address: Address = None,
-    workers: Workers = None,
-    model: ModelName = "mini",
-    method: MethodName = DEFAULT_METHOD,
-    keys: Keys = None,
-    values: Values = None,
-    anchors: Anchors = None,
-    strength: Strength = None,
-    set_: Fields = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    seed: Annotated[int, typer.Option(help="Added to the seed of every set.")] = 0,
+    tag: Annotated[str | None, drawing(help="Only sets with this tag.")] = None,
+    limit: Annotated[int | None, drawing(help="At most so many sets; by default all.")] = None,
+    seed: Annotated[
+        int,
+        drawing(help="Added to the seed of every set."),
+    ] = 0,
     isolated: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of another --benchmark; rows without sharing that fit are copied.",
-            rich_help_panel=BENCHMARK,
-        ),
+        drawing(help="Folder of another --benchmark; rows without sharing that fit are copied."),
     ] = None,
     reader: Annotated[
         bool | None,
         typer.Option(help="The reader of the mini world; by default for the model mini."),
     ] = None,
-    clip: Annotated[str | None, typer.Option(help="For CLIP-T.", rich_help_panel=ENCODERS)] = None,
-    clip_i: Annotated[
-        str | None, typer.Option(help="For CLIP-I.", rich_help_panel=ENCODERS)
-    ] = None,
-    dino: Annotated[str | None, typer.Option(help="For DINO.", rich_help_panel=ENCODERS)] = None,
-    dreamsim: Annotated[
-        str | None, typer.Option(help="Kind of DreamSim: ensemble, …", rich_help_panel=ENCODERS)
-    ] = None,
+    clip: Annotated[str | None, encoder(help="For CLIP-T.")] = None,
+    clip_i: Annotated[str | None, encoder(help="For CLIP-I.")] = None,
+    dino: Annotated[str | None, encoder(help="For DINO.")] = None,
+    dreamsim: Annotated[str | None, encoder(help="Kind of DreamSim: ensemble, …")] = None,
     segmenter: Annotated[
         str | None,
-        typer.Option(help="CLIPSeg, to measure subject and background.", rich_help_panel=ENCODERS),
+        encoder(help="CLIPSeg, to measure subject and background."),
     ] = None,
     subject: Annotated[
         str | None,
-        typer.Option(help="What the segmenter shall find.", rich_help_panel=ENCODERS),
+        encoder(help="What the segmenter shall find."),
     ] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    backend: Backend = "auto",
-    batch_size: BatchSize = None,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -125,6 +90,7 @@ def evaluate(
         bool, typer.Option("--redo", help="Measure again what was measured before.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    **given: Any,
 ) -> None:
     """Measure consistency, beside the same run without sharing.
 
@@ -132,19 +98,11 @@ def evaluate(
     consist evaluate --benchmark mini-sets --method spectral
     """
     with plain_failures("What is finished is kept; the same command continues."):
-        check_purpose(context, runs, benchmark)
-        settings = {
-            "model": model,
-            "method": read_method(
-                method, keys=keys, values=values, anchors=anchors, strength=strength, pairs=set_
-            ),
-            "steps": steps,
-            "guidance": guidance,
-            "device": device,
-            "dtype": dtype,
-            "backend": backend,
-            "batch_size": batch_size,
-        }
+        check_purpose(context, runs, benchmark, given)
+        run, engine = read(RunConfig, given), EngineOptions(**read(EngineOptions, given))
+        device = run["device"]
+        method = MethodOptions(**read(MethodOptions, given))
+        settings = {**run, "method": method.settings()}
         encoders = {
             "clip": clip,
             "clip_i": clip_i,
@@ -152,7 +110,7 @@ def evaluate(
             "dreamsim": dreamsim,
             "segmenter": segmenter,
         }
-        sets, chosen = read_sets(benchmark, tag, limit, shard) if benchmark else ([], [])
+        sets, chosen = read_sets(benchmark, tag, limit, engine.shard) if benchmark else ([], [])
         with joined(device) as ranks, progress_bar("measuring", shown=ranks.leads) as watch:
             from consist.evaluation.evaluate import evaluate_benchmark, evaluate_runs
             from consist.evaluation.judges import load_judges
@@ -162,9 +120,9 @@ def evaluate(
             from consist.runs.many.sets import default_out
 
             hide_loading_bars()
-            have_done = choose_engine(engine, address, workers, device, ranks)
+            have_done = engine.choose(device, ranks)
             folders = [run for path in runs or [] for run in find_runs(path)]
-            models = {one.read_config().model for one in folders} or {model}
+            models = {one.read_config().model for one in folders} or {run["model"]}
             if reader is None:
                 reader = models == {MINI}
             judging = partial(load_judges, reader=reader, **encoders, device=device)
@@ -183,7 +141,7 @@ def evaluate(
                     redo=redo,
                     watch=watch,
                     engine=have_done,
-                    judging=judging if engine == "ray" else None,
+                    judging=judging if engine.engine == "ray" else None,
                 )
                 if ranks.leads:
                     write_summary(place / SUMMARY, evaluation)
@@ -209,12 +167,15 @@ def read_sets(
     return sets, select(sets, tag=tag, limit=limit, shard=shard)
 
 
-def check_purpose(context: typer.Context, runs: list[Path] | None, benchmark: str | None) -> None:
+def check_purpose(
+    context: typer.Context, runs: list[Path] | None, benchmark: str | None, given: dict[str, Any]
+) -> None:
     """Makes sure that either runs or a benchmark was given, with options that fit."""
     if bool(runs) == bool(benchmark):
         raise ConsistError("give either run folders or --benchmark")
     if not benchmark:
-        refuse_given(context, DRAWN, "goes with --benchmark; runs are drawn as they were")
+        drawn = [*OF_BENCHMARK, *(name for name in given if name != "device")]
+        refuse_given(context, drawn, "goes with --benchmark; runs are drawn as they were")
 
 
 def show_evaluation(evaluation: Evaluation) -> None:

@@ -9,9 +9,12 @@ import typer
 
 from consist.cli.batch import read_prompts, report
 from consist.cli.console import err, hide_loading_bars, plain_failures, progress_bar, say
-from consist.cli.options import BatchSize, Cache
+from consist.cli.from_fields import options, takes
+from consist.cli.options import AsJson, Cache
+from consist.runs.config import RunConfig
 
 
+@takes(options(RunConfig, ["batch_size"]))
 def extend(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     prompts: Annotated[list[str] | None, typer.Argument(help="One prompt per picture.")] = None,
@@ -20,14 +23,13 @@ def extend(
         list[int] | None,
         typer.Option(
             help="One seed (then +1 per picture), or one per picture; by default those after the "
-            "run's largest."
+            "run's largest. At least 0."
         ),
     ] = None,
-    batch_size: BatchSize = None,
     cache: Cache = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the record of the run as JSON.")
-    ] = False,
+    as_json: AsJson = False,
+    *,
+    batch_size: int | None,
 ) -> None:
     """Draw more scenes of the subject of a run; its pictures do not change.
 

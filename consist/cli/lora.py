@@ -10,13 +10,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from consist.cli.console import out, plain_failures, say
+from consist.cli.console import Commands, out, plain_failures, say
 from consist.errors import ConsistError
 
 if TYPE_CHECKING:
     from consist.models.lora_files import Lora
 
-app = typer.Typer(help="Look into LoRA files, convert and merge them.", no_args_is_help=True)
+app = Commands(help="Look into LoRA files, convert and merge them.", no_args_is_help=True)
 
 SHOWN = 160  # letters of a word of the header
 Out = Annotated[Path, typer.Argument(help="The new file, which ends in .safetensors.")]

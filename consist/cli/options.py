@@ -1,58 +1,18 @@
-"""Options that several commands take, and how they become the settings of a method."""
+"""How a method is told on the command line, and options that must not be given."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from consist.errors import ConsistError
+from consist.runs.config import DEFAULT_METHOD, SHARED, WHERE
+from consist.settings.fields import setting
 
-WHERE = "Where and how fast"
-
-ModelName = Annotated[str, typer.Option(help="mini, a hub id, a folder or a .safetensors file.")]
-MethodName = Annotated[
-    str,
-    typer.Option(
-        help="What is shared: matched, spectral, shared, notch, sdsa, consistory, storydiffusion, "
-        "stylealigned, one-prompt or isolated."
-    ),
-]
-Keys = Annotated[
-    str | None,
-    typer.Option(help="Spectrum of the keys, such as 'energy:0.95' or 'log|fraction:0.1'."),
-]
-Values = Annotated[str | None, typer.Option(help="Spectrum of the values.")]
-Anchors = Annotated[
-    str | None, typer.Option(help="Images that are shared: all, random, or the first N.")
-]
-Strength = Annotated[
-    float | None, typer.Option(help="Weight of a shared token against an own one.")
-]
-Fields = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Any other field of the method, such as pool=all."),
-]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
-Guidance = Annotated[float | None, typer.Option(help="Guidance scale.")]
-Rescale = Annotated[
-    float,
-    typer.Option(
-        help="Share of the contrast that guidance adds and that is taken back; 0.7 is usual."
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cuda, mps or cpu.", rich_help_panel=WHERE)]
-Dtype = Annotated[
-    str, typer.Option(help="auto, float32, float16 or bfloat16.", rich_help_panel=WHERE)
-]
-Backend = Annotated[
-    str, typer.Option(help="Version of attention: see 'consist doctor'.", rich_help_panel=WHERE)
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(help="Pictures in memory at a time, anchors included.", rich_help_panel=WHERE),
-]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the record of the run as JSON.")]
 Cache = Annotated[
     bool,
     typer.Option(
@@ -64,32 +24,50 @@ Cache = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """A method as the command line tells it. ``None`` leaves a field to the method.
+
+    Args:
+        method: What is shared: matched, spectral, shared, notch, sdsa, consistory, storydiffusion,
+            stylealigned, one-prompt or isolated.
+        keys: Spectrum of the keys, such as 'energy:0.95' or 'log|fraction:0.1'; by default the
+            method's.
+        values: Spectrum of the values; by default the method's.
+        anchors: Images that are shared: all, random, or the first N; by default the method's.
+        strength: Weight of a shared token against an own one, more than 0; by default the method's.
+        sets: Any other field of the method, such as pool=all; may be repeated.
+    """
+
+    method: str = setting(DEFAULT_METHOD, panel=SHARED)
+    keys: str | None = setting(None, panel=SHARED)
+    values: str | None = setting(None, panel=SHARED)
+    anchors: str | None = setting(None, panel=SHARED)
+    strength: float | None = setting(None, panel=SHARED)
+    sets: tuple[str, ...] = setting((), panel=SHARED)
+
+    def settings(self, subject: Iterable[str] = ()) -> dict[str, Any]:
+        """What ``consist.methods.build`` takes: the fields that were given.
+
+        Raises:
+            ConsistError: One of ``sets`` is not NAME=VALUE.
+        """
+        given: dict[str, Any] = {"subject": list(subject) or None, "strength": self.strength}
+        given |= {"keys": self.keys, "values": self.values, "anchors": self.anchors}
+        found: dict[str, Any] = {"name": self.method}
+        found |= {name: value for name, value in given.items() if value is not None}
+        for pair in self.sets:
+            name, equals, value = pair.partition("=")
+            if not equals:
+                raise ConsistError(f"--set takes NAME=VALUE, not {pair!r}")
+            found[name.strip()] = value.strip()
+        return found
+
+
 def refuse_given(context: typer.Context, names: Iterable[str], reason: str) -> None:
     """Makes sure that none of the options of these parameters was given."""
+    flags = {one.name: one.opts[0] for one in context.command.params}
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            option = f"--{name.strip('_').replace('_', '-')}"
-            raise ConsistError(f"{option} {reason}")
-
-
-def read_method(
-    name: str,
-    *,
-    keys: str | None,
-    values: str | None,
-    anchors: str | None,
-    strength: float | None,
-    pairs: list[str] | None,
-    subject: list[str] | None = None,
-) -> dict[str, Any]:
-    """The settings of a method: the fields that were given, and those of ``NAME=VALUE``."""
-    named = {"keys": keys, "values": values, "anchors": anchors, "strength": strength}
-    fields: dict[str, Any] = {"name": name, **({"subject": subject} if subject else {})}
-    fields |= {field: value for field, value in named.items() if value is not None}
-    for pair in pairs or []:
-        field, equals, value = pair.partition("=")
-        if not equals:
-            raise ConsistError(f"--set takes NAME=VALUE, not {pair!r}")
-        fields[field.strip()] = value.strip()
-    return fields
+            raise ConsistError(f"{flags[name]} {reason}")

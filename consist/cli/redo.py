@@ -9,6 +9,7 @@ import typer
 
 from consist.cli.batch import report
 from consist.cli.console import hide_loading_bars, plain_failures, progress_bar
+from consist.cli.options import AsJson
 
 
 def redo(
@@ -18,9 +19,7 @@ def redo(
         int | None, typer.Option(help="By default a new one, or the same with --prompt.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="By default the same.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the record of the run as JSON.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw one picture of a run again; the others stay, the old one beside it.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from consist.cli.console import hide_loading_bars, out, progress_bar, say
-from consist.cli.engine_options import choose_engine
+from consist.cli.engine_options import EngineOptions
 from consist.errors import ConsistError
 from consist.runs.config import RunConfig
 from consist.runs.many.ranks import joined
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from consist.runs.many.sets import SetRun
 
 SUFFIXES = (".yaml", ".yml")
-# what a file of sets has of its own, or what belongs to one set alone
-OF_SETS = ("like", "pack", "cache", "reference", "reference_prompt")
-# what says nothing without such a file
-MANY = ("shard", "engine", "address", "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +32,7 @@ class SetsCommand:
     folder: Path | None
     seeds: Sequence[int]
     same_noise: bool
-    shard: str
-    engine: str
-    address: str | None
-    workers: int | None
+    engine: EngineOptions
     dry_run: bool
     as_json: bool
 
@@ -64,14 +57,13 @@ def batch_sets(sets: Sequence[PromptSet], template: RunConfig, command: SetsComm
     seed = command.seeds[0] if command.seeds else 0
     noise = command.same_noise
     place = command.folder or place_sets(command.file, template, seed, noise)
-    mine = take_shard(sets, command.shard)
+    mine = take_shard(sets, command.engine.shard)
     runs = plan_sets(mine, template, place, seed=seed, same_noise=noise)
     if command.dry_run:
         out.print_json(json.dumps([describe(run) for run in runs]))
         return
     with joined(template.device) as ranks:
-        options = (command.address, command.workers, template.device, ranks)
-        engine = choose_engine(command.engine, *options)
+        engine = command.engine.choose(template.device, ranks)
         with progress_bar("drawing", shown=ranks.leads) as watch:
             hide_loading_bars()
             engine(runs, Painter, watch)

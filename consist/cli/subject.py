@@ -10,13 +10,14 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from consist.cli.console import err, out, plain_failures, say
-from consist.runs.config import SELDOM
+from consist.cli.console import Commands, err, out, plain_failures, say
+from consist.runs.config import LATE, OF_SUBJECT, RunConfig
+from consist.settings.fields import marked
 
 if TYPE_CHECKING:
     from consist.runs.subject import Subject
 
-app = typer.Typer(help="Keep subjects, to draw more of them.", no_args_is_help=True)
+app = Commands(help="Keep subjects, to draw more of them.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A name, or a file that ends in .json.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
@@ -88,9 +89,9 @@ def show_recipe(subject: Subject) -> None:
         say(f"seed {seed}  {prompt}")
     for path in subject.pictures:
         say(f"given picture  {path}")
-    names = ("model", "method", "steps", "guidance", "width", "height", "scheduler", "loras")
-    for name in (*names, *SELDOM, "lora_subject", "embeddings", "negative"):
+    late = marked(RunConfig, LATE)
+    for name in marked(RunConfig, OF_SUBJECT):
         value = getattr(config, name)
-        if value and value != SELDOM.get(name):
+        if value and value != late.get(name):
             say(f"{name}  {json.dumps(value) if isinstance(value, dict) else value}")
     say("drawn with  " + ", ".join(f"{name} {number}" for name, number in subject.versions.items()))

@@ -1,4 +1,4 @@
-"""``consist train``: models that are trained here."""
+"""``consist train mini``: the embedded model."""
 
 from __future__ import annotations
 
@@ -9,20 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, TaskID, TextColumn
 
-from consist.cli import train_photos as finetune
-from consist.cli import train_words as inversion
 from consist.cli.console import err, out, plain_failures
-from consist.cli.train_token import token
-
-app = typer.Typer(help="Train models.", no_args_is_help=True)
-app.command()(finetune.lora)
-app.command()(finetune.dreambooth)
-app.command()(inversion.textual_inversion)
-app.command()(inversion.pivotal)
-app.command("token")(token)
 
 
-@app.command("mini")
 def train_mini(
     folder: Annotated[Path, typer.Argument(help="Work folder; run again to continue.")],
     minutes: Annotated[

@@ -9,17 +9,20 @@ import typer
 from rich.table import Table
 
 from consist.cli.console import out, plain_failures, say
-from consist.cli.options import ModelName
+from consist.cli.from_fields import options, takes
+from consist.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from consist.training.rare_words import Identifier
 
 
+@takes(options(TrainConfig, ["model"]))
 def token(
     word: Annotated[str | None, typer.Argument(help="Judge this word, instead.")] = None,
-    model: ModelName = "mini",
     count: Annotated[int, typer.Option(help="How many to find.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    *,
+    model: str,
 ) -> None:
     """Find rare words that are one token, to name a subject with; or judge one.
 

@@ -7,16 +7,10 @@ from pathlib import Path
 from consist.files import write_atomically
 from consist.methods import build
 from consist.runs.chunks import plan
-from consist.runs.config import RunConfig
+from consist.runs.config import SAME_ROW, RunConfig
 from consist.runs.folder import ISOLATED, SHARED, RunFolder, identity
 from consist.runs.versions import has_weights_of, versions
-
-# fields of a config that leave the isolated row as it is, but for the last bit
-INDIFFERENT = {
-    *("method", "compare", "device", "backend", "batch_size"),
-    *("anchor_prompts", "anchor_seeds", "anchor_pictures", "anchor_digests"),
-    "cache",
-}
+from consist.settings.fields import marked
 
 
 def fits(folder: RunFolder, config: RunConfig) -> bool:
@@ -55,7 +49,7 @@ def find_isolated(source: RunFolder, config: RunConfig) -> str | None:
         return None
     other = source.read_config()
     ours, theirs = identity(config), identity(other)
-    names = (ours.keys() | theirs.keys()) - INDIFFERENT
+    names = (ours.keys() | theirs.keys()) - marked(RunConfig, SAME_ROW).keys()
     if any(ours.get(name) != theirs.get(name) for name in names):
         return None
     if not has_weights_of(source, config):

@@ -20,14 +20,13 @@ from consist.errors import ConsistError
 from consist.files import write_atomically
 from consist.models.loading import MINI
 from consist.models.tensor_files import plain_errors
-from consist.runs.config import RunConfig
+from consist.runs.config import OPEN, RunConfig
 from consist.runs.versions import versions
+from consist.settings.fields import marked
 
 FORMAT = 1
 HEADER = "consist"  # the entry of the header
 DAMAGED = "{name} is damaged, or no cache; remove it to have it made anew"
-# what the model decides where the config leaves it open
-RESOLVED = ("steps", "guidance", "width", "height", "scheduler")
 
 
 def describe(config: RunConfig, resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def describe(config: RunConfig, resolved: Mapping[str, Any]) -> dict[str, Any]:
         "loras": config.loras,
         "embeddings": config.embeddings,
         "method": dict(config.method),
-        **{name: resolved[name] for name in RESOLVED},
+        **{name: resolved[name] for name in marked(RunConfig, OPEN)},
         "anchor prompts": config.anchor_prompts,
         "anchor seeds": config.anchor_seeds,
         "negative": config.negative,

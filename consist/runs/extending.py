@@ -19,17 +19,19 @@ from consist.methods import build
 from consist.models.loading import MINI
 from consist.models.lora import split_weight
 from consist.prompts.phrases import shared_phrase
-from consist.runs.config import RunConfig, spread_seeds
+from consist.runs.config import OF_SUBJECT, OPEN, RunConfig, spread_seeds
 from consist.runs.drawing import Load, Watch, complete, load_model
 from consist.runs.folder import RunFolder
 from consist.runs.references import check_references
 from consist.runs.subject import Subject
 from consist.runs.versions import versions
+from consist.settings.fields import marked
 
 T = TypeVar("T")
 
-# what the model decided at first, and another version might decide otherwise
-SETTLED = ("steps", "guidance", "width", "height", "method")
+# what the model decided at first, and another version might decide otherwise; a run records of a
+# scheduler its class, which is no name to ask for
+SETTLED = {*marked(RunConfig, OPEN), "method"} - {"scheduler"}
 # in the folder of a run
 CACHE_FILE = "anchors.safetensors"
 
@@ -145,18 +147,14 @@ def take_subject(run: Path | str) -> Subject:
     folder = RunFolder(Path(run))
     config = write_out_anchors(folder)
     check_references(config)
+    kept = {name: getattr(config, name) for name in marked(RunConfig, OF_SUBJECT)}
+    kept["model"] = config.model if config.model == MINI else _absolute(config.model)
+    kept["loras"] = tuple(map(_absolute_lora, config.loras))
+    kept["embeddings"] = tuple(str(Path(file).absolute()) for file in config.embeddings)
     recipe = RunConfig(
         prompts=config.anchor_prompts,
         seeds=config.anchor_seeds,
-        model=config.model if config.model == MINI else _absolute(config.model),
-        negative=config.negative,
-        guidance_rescale=config.guidance_rescale,
-        scheduler=config.scheduler,
-        loras=tuple(map(_absolute_lora, config.loras)),
-        lora_negative=config.lora_negative,
-        lora_subject=config.lora_subject,
-        embeddings=tuple(str(Path(file).absolute()) for file in config.embeddings),
-        **{name: getattr(config, name) for name in SETTLED},
+        **kept,
     )
     return Subject(
         config=recipe,

@@ -18,8 +18,9 @@ from PIL import Image
 
 from consist.errors import ConsistError
 from consist.files import write_atomically, write_png
-from consist.runs.config import SELDOM, RunConfig
+from consist.runs.config import LATE, RunConfig
 from consist.runs.grid import draw_grid
+from consist.settings.fields import marked
 
 FORMAT = 1
 # the rows of a run, by their subfolders
@@ -142,9 +143,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     settings = {**config.to_json(), "compare": False, "cache": bool(config.cache)}
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     # what came late is told where it was asked for: other runs keep the folders that they had
-    late = ("anchor_", "cache", "embeddings", "lora_subject")
-    untold = {name for name, value in plain.items() if name.startswith(late) and not value}
-    untold |= {name for name, value in SELDOM.items() if plain[name] == value}
+    untold = {name for name, x in marked(RunConfig, LATE).items() if getattr(config, name) == x}
     return {name: value for name, value in plain.items() if name not in untold}
 
 

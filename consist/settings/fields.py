@@ -1,13 +1,109 @@
-"""What the fields of a dataclass mean, as the ``Args`` of its docstring say."""
+"""What the fields of a dataclass mean and may be, said once, where they stand.
+
+What a field means is in the ``Args`` of the docstring of its class. What it may be, under which
+title it is shown and on which lists of names it is: in ``setting``, its default.
+"""
 
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import textwrap
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
-# the section and its lines, which are indented or empty
+from consist.errors import ConsistError, unknown
+
+# the section of a docstring and its lines, which are indented or empty
 ARGS = re.compile(r"^Args:\n((?:(?:    .*)?(?:\n|\Z))+)", re.MULTILINE)
+KEY = "setting"
+ENDLESS = 1_000_000  # a limit from here on only keeps slips out, and nobody needs to hear of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is known of a field beside its type, its default and its meaning.
+
+    Args:
+        panel: The title that it is shown under; none where nobody sets it by hand.
+        least: The least number that it may be.
+        most: The largest number that it may be; given where ``least`` is.
+        choices: The words that it may be; none where it may be any.
+        marks: The lists of names that it is on.
+    """
+
+    panel: str = ""
+    least: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+
+    @property
+    def limits(self) -> str:
+        """What it may be, as a sentence; "" where that is anything.
+
+        >>> Setting(least=1, most=1000).limits
+        'From 1 to 1000.'
+        """
+        if self.choices:
+            return f"One of {', '.join(self.choices)}."
+        if self.least is None or self.most is None:
+            return ""
+        endless = self.most >= ENDLESS
+        return f"At least {self.least:g}." if endless else f"From {self.least:g} to {self.most:g}."
+
+
+def setting(
+    default: Any = MISSING, *, factory: Callable[[], Any] | None = None, **known: Any
+) -> Any:
+    """A field of a dataclass of which more is known.
+
+    Args:
+        default: Its default; without one, and without ``factory``, it must be given.
+        factory: Makes its default.
+        **known: The fields of ``Setting``.
+    """
+    about = {KEY: Setting(**known)}
+    if factory is not None:
+        return field(default_factory=factory, metadata=about)
+    return field(default=default, metadata=about)
+
+
+def settings_of(kind: type) -> dict[str, Setting]:
+    """What is known of each field of a dataclass, in their order."""
+    return {one.name: one.metadata.get(KEY, Setting()) for one in fields(kind)}
+
+
+def marked(kind: type, mark: str) -> dict[str, Any]:
+    """The fields of a dataclass that are on a list, in their order, and their defaults."""
+    about = settings_of(kind)
+    return {one.name: one.default for one in fields(kind) if mark in about[one.name].marks}
+
+
+def check_settings(config: Any) -> None:
+    """Makes sure that the fields of a dataclass are what they may be; of a tuple, each part.
+
+    Raises:
+        ConsistError: One is not.
+    """
+    for name, about in settings_of(type(config)).items():
+        value = getattr(config, name)
+        if about.choices and value not in about.choices:
+            raise ConsistError(unknown(name, value, about.choices))
+        many = isinstance(value, tuple)
+        for one in value if many else (value,):
+            _check_range(name.removesuffix("s") if many else name, one, about)
+
+
+def _check_range(name: str, value: Any, about: Setting) -> None:
+    least, most = about.least, about.most
+    if value is None or least is None or most is None:
+        return
+    if not (math.isfinite(value) and least <= value <= most):
+        said = name.replace("_", " ")
+        raise ConsistError(f"{said} must be between {least} and {most}, not {value}")
 
 
 def field_help(kind: type) -> dict[str, str]:

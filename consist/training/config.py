@@ -5,14 +5,15 @@ It must not know torch, photos or the disk.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from consist.errors import ConsistError, unknown
+from consist.errors import ConsistError
+from consist.runs.config import WHERE
+from consist.settings.fields import check_settings, marked, setting, settings_of
 
 LORA, DREAMBOOTH, TEXTUAL_INVERSION = KINDS = ("lora", "dreambooth", "textual-inversion")
 NO_PRIOR, CLASS_IMAGES, BASE_MODEL = PRIORS = ("none", "images", "base")
@@ -57,82 +58,144 @@ TEXT_SHARE = 0.1  # of the rate, for a text encoder's LoRA
 # brackets keep a new word apart from all others, and small letters from the tokenizer's rewriting
 WORD = re.compile(r"<[a-z0-9_-]+>")
 
-# says how a training is computed, or for how long it is kept, but not what it gives
-INDIFFERENT = {
-    *("out", "device", "accumulate", "gradient_checkpointing", "checkpoint_every", "keep"),
-    *("sample_prompts", "sample_every", "tensorboard"),
-}
+# where options are shown
+SUBJECT = "The subject"
+TRAINED = "What is trained"
+LEARNING = "Learning"
+OPTIMIZER = "The optimizer"
+PRIOR = "What keeps the class as it was"
+PHOTOS = "Photos"
+SEEING = "Seeing how it goes"
+
+# fields that are of some kinds of training alone are marked with the kinds; and with this those
+# that say how a training is computed, or for how long it is kept, but not what it gives
+INDIFFERENT = "indifferent"
+CHANGES_MODEL = (LORA, DREAMBOOTH)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training: photos of a subject in, weights out. ``None`` leaves a choice to the model.
 
+    Args:
+        kind: What comes out: a LoRA, a whole model, or a new word.
+        photos: A folder of photos, or of a run.
+        out: The .safetensors file, or the folder of the DreamBooth model.
+        from_run: Whether photos is a run, whose prompts are the captions.
+        prompt: Says what photos without a caption show, with a word for the subject, as 'a xyz
+            cat'; for a new word, by default one of the paper's 27 templates.
+        class_prompt: What the subject is one of, as 'a cat'; in the prompts of a run, --prompt
+            takes its place.
+        token: The new word, as '<my-cat>'.
+        init: Known words that the new word begins as, as 'cat': the mean of their vectors.
+        embedding: A file with a word that captions say; it stays as it is.
+        model: mini, a hub id, a folder or a .safetensors file.
+        vectors: Tokens that the new word stands for.
+        layout: Of the word's file: diffusers, for one text encoder, or clip, which ComfyUI reads
+            and SDXL needs; by default what the model needs.
+        rank: Of the LoRA.
+        alpha: The LoRA counts alpha / rank; by default the rank, so that it counts 1.
+        conv: A LoRA of the residual blocks' convolutions too.
+        dora: Magnitudes apart from directions, as in arXiv:2402.09353.
+        text_encoder: Train the text encoder as well.
+        steps: Steps of training.
+        lr: Learning rate.
+        text_lr: Learning rate of the text encoder; by default that of the rest, for a LoRA without
+            prodigy a tenth of it.
+        batch_size: Photos of a step, over all processes.
+        min_snr: Weigh timesteps, with this gamma; by default all count alike.
+        caption_dropout: Share of the subject's photos shown without a caption; 0.05 to 0.1 is
+            usual.
+        ema: Keep a moving average with this decay instead of the last step; 0 keeps none.
+        seed: Of noise, timesteps and the order of photos.
+        optimizer: Who takes the steps; prodigy finds the learning rate itself.
+        weight_decay: How strongly weights are drawn to 0.
+        max_grad_norm: Gradients of a larger norm are shortened to it.
+        schedule: How the learning rate goes on.
+        warmup: Steps in which the learning rate rises from 0, where the schedule has them.
+        prior: images are drawn once and trained on as well; with base, the model shall say of the
+            class what it said before; none keeps nothing.
+        prior_weight: How much the prior counts beside the photos: lambda of arXiv:2208.12242,
+            equation 2; 0 leaves it out.
+        class_images: How many images of the class there are.
+        background: What is learned where the subject is not: photo, or base, what the model said
+            of it before. The subject is what is opaque in a photo, else what the class prompt
+            finds.
+        resolution: Pixels of a side; photos of other shapes have as many in all. By default the
+            model's own.
+        buckets: Sizes for photos that are not square, or squares.
+        random_crop: Cut photos at random places, not in the middle.
+        random_flip: Swap left and right at random.
+        device: auto, cuda, mps or cpu.
+        precision: Of the products; the weights that learn are float32 in any case.
+        accumulate: Parts that a step is computed in, one after another.
+        gradient_checkpointing: Less memory, slower.
+        checkpoint_every: Steps between checkpoints.
+        keep: Checkpoints that are kept.
+        sample_prompts: Draw this now and then, into NAME.training/samples; may be repeated.
+        sample_every: Steps between sample pictures; by default 100.
+        tensorboard: Write curves and sample pictures into NAME.training/tensorboard.
+
     Raises:
         ConsistError: A value is missing, not finite, out of range, or does not go with another.
     """
 
-    kind: str  # of KINDS
-    photos: str  # a folder of photos, or of a run
-    out: str  # the .safetensors file, or the folder of the DreamBooth model
-    prompt: str = ""  # for photos without a caption, such as "a xyz cat"
-    class_prompt: str = ""  # what the subject is one of: "a cat"
-    from_run: bool = False  # photos is a run, whose prompts are the captions
-    token: str = ""  # the new word that is learned, such as "<my-cat>"
-    init: str = ""  # known words, from the mean of whose vectors it begins: "cat"
-    vectors: int | None = None  # tokens that it stands for
-    layout: str | None = None  # of its file: one of consist.models.embedding_files
-    embedding: str = ""  # a file of a word that captions say, beside which a LoRA is trained
-    model: str = "mini"  # name, hub id, folder or .safetensors file
-    steps: int | None = None  # at least 1
-    lr: float | None = None  # more than 0
-    text_lr: float | None = None
-    text_encoder: bool = False  # trained as well
-    rank: int | None = None  # of a LoRA
-    conv: bool = False  # a LoRA of the residual blocks' convolutions too
-    alpha: float | None = None  # the LoRA is scaled by alpha / rank; None: by 1
-    dora: bool = False  # magnitudes apart from directions: arXiv:2402.09353
-    batch_size: int | None = None  # photos of a step, over all processes
-    accumulate: int = 1  # parts that a step is computed in, one after another
-    prior: str = NO_PRIOR  # of PRIORS: what keeps the class as it was
-    prior_weight: float = 1.0  # lambda of arXiv:2208.12242, equation 2; 0 leaves the prior out
-    class_images: int | None = None
-    background: str = PHOTO  # of BACKGROUNDS: what is learned where the subject is not
-    min_snr: float | None = None  # gamma; None: all timesteps count alike
-    caption_dropout: float = 0.0  # share of the subject's photos shown without a caption
-    resolution: int | None = None  # pixels; photos of other shapes have as many
-    buckets: bool = True  # sizes for photos that are not square
-    random_crop: bool = False
-    random_flip: bool = False
-    optimizer: str = "adamw"
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    schedule: str = "constant"  # of diffusers.optimization
-    warmup: int = 0  # steps
-    ema: float | None = None  # decay of the moving average that is kept, not the last step; 0: none
-    precision: str = "float32"  # of the products; what is trained is float32 in any case
-    gradient_checkpointing: bool = False
-    checkpoint_every: int = 100  # steps
-    keep: int = 1  # checkpoints
-    sample_prompts: tuple[str, ...] = ()  # drawn now and then with what is learned so far
-    sample_every: int | None = None  # steps
-    tensorboard: bool = False  # curves and sample pictures are written for it
-    seed: int = 0
-    device: str = "auto"
+    kind: str = setting(choices=KINDS)
+    photos: str
+    out: str = setting(marks=(INDIFFERENT,))
+    from_run: bool = False
+    prompt: str = setting("", panel=SUBJECT)
+    class_prompt: str = setting("", panel=SUBJECT)
+    token: str = setting("", panel=SUBJECT, marks=(TEXTUAL_INVERSION,))
+    init: str = setting("", panel=SUBJECT, marks=(TEXTUAL_INVERSION,))
+    embedding: str = setting("", panel=SUBJECT, marks=(LORA,))
+    model: str = setting("mini", panel=TRAINED)
+    vectors: int | None = setting(None, panel=TRAINED, least=1, most=64, marks=(TEXTUAL_INVERSION,))
+    layout: str | None = setting(None, panel=TRAINED, marks=(TEXTUAL_INVERSION,))
+    rank: int | None = setting(None, panel=TRAINED, least=1, most=1024, marks=(LORA,))
+    alpha: float | None = setting(None, panel=TRAINED, least=1e-6, most=1_000_000, marks=(LORA,))
+    conv: bool = setting(False, panel=TRAINED, marks=(LORA,))
+    dora: bool = setting(False, panel=TRAINED, marks=(LORA,))
+    text_encoder: bool = setting(False, panel=TRAINED, marks=CHANGES_MODEL)
+    steps: int | None = setting(None, panel=LEARNING, least=1, most=10_000_000)
+    lr: float | None = setting(None, panel=LEARNING, least=1e-12, most=10)
+    text_lr: float | None = setting(None, panel=LEARNING, least=1e-12, most=10, marks=CHANGES_MODEL)
+    batch_size: int | None = setting(None, panel=LEARNING, least=1, most=10_000)
+    min_snr: float | None = setting(None, panel=LEARNING, least=1e-6, most=1_000_000)
+    caption_dropout: float = setting(0.0, panel=LEARNING, least=0, most=1, marks=CHANGES_MODEL)
+    ema: float | None = setting(None, panel=LEARNING, least=0, most=1)
+    seed: int = setting(0, panel=LEARNING, least=0, most=2**63 - 1)
+    optimizer: str = setting("adamw", panel=OPTIMIZER, choices=OPTIMIZERS)
+    weight_decay: float = setting(0.01, panel=OPTIMIZER, least=0, most=10)
+    max_grad_norm: float = setting(1.0, panel=OPTIMIZER, least=1e-9, most=1_000_000_000)
+    schedule: str = setting("constant", panel=OPTIMIZER, choices=SCHEDULES)
+    warmup: int = setting(0, panel=OPTIMIZER, least=0, most=10_000_000)
+    prior: str = setting(NO_PRIOR, panel=PRIOR, choices=PRIORS, marks=CHANGES_MODEL)
+    prior_weight: float = setting(1.0, panel=PRIOR, least=0, most=1000, marks=CHANGES_MODEL)
+    class_images: int | None = setting(
+        None, panel=PRIOR, least=1, most=100_000, marks=CHANGES_MODEL
+    )
+    background: str = setting(PHOTO, panel=PRIOR, choices=BACKGROUNDS, marks=CHANGES_MODEL)
+    resolution: int | None = setting(None, panel=PHOTOS, least=8, most=8192)
+    buckets: bool = setting(True, panel=PHOTOS)
+    random_crop: bool = setting(False, panel=PHOTOS)
+    random_flip: bool = setting(False, panel=PHOTOS)
+    device: str = setting("auto", panel=WHERE, marks=(INDIFFERENT,))
+    precision: str = setting("float32", panel=WHERE, choices=PRECISIONS)
+    accumulate: int = setting(1, panel=WHERE, least=1, most=10_000, marks=(INDIFFERENT,))
+    gradient_checkpointing: bool = setting(False, panel=WHERE, marks=(INDIFFERENT,))
+    checkpoint_every: int = setting(
+        100, panel=WHERE, least=1, most=10_000_000, marks=(INDIFFERENT,)
+    )
+    keep: int = setting(1, panel=WHERE, least=1, most=10_000, marks=(INDIFFERENT,))
+    sample_prompts: tuple[str, ...] = setting((), panel=SEEING, marks=(INDIFFERENT,))
+    sample_every: int | None = setting(
+        None, panel=SEEING, least=1, most=10_000_000, marks=(INDIFFERENT,)
+    )
+    tensorboard: bool = setting(False, panel=SEEING, marks=(INDIFFERENT,))
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("kind", KINDS),
-            ("prior", PRIORS),
-            ("background", BACKGROUNDS),
-            ("optimizer", OPTIMIZERS),
-            ("schedule", SCHEDULES),
-            ("precision", PRECISIONS),
-        ):
-            if getattr(self, name) not in known:
-                raise ConsistError(unknown(name, getattr(self, name), known))
-        for name, low, high in RANGES:
-            check_range(name, getattr(self, name), low, high)
+        check_settings(self)
         self._check_prompts()
         self._check_word()
         if self.writes_file != (Path(self.out).suffix == ".safetensors"):
@@ -224,36 +287,32 @@ class TrainConfig:
         return asdict(self)
 
 
-RANGES = (
-    ("steps", 1, 10_000_000),
-    ("lr", 1e-12, 10),
-    ("text_lr", 1e-12, 10),
-    ("rank", 1, 1024),
-    ("vectors", 1, 64),
-    ("alpha", 1e-6, 1e6),
-    ("batch_size", 1, 10_000),
-    ("accumulate", 1, 10_000),
-    ("prior_weight", 0, 1000),
-    ("class_images", 1, 100_000),
-    ("min_snr", 1e-6, 1e6),
-    ("caption_dropout", 0, 1),
-    ("resolution", 8, 8192),
-    ("weight_decay", 0, 10),
-    ("max_grad_norm", 1e-9, 1e9),
-    ("warmup", 0, 10_000_000),
-    ("ema", 0, 1),
-    ("checkpoint_every", 1, 10_000_000),
-    ("sample_every", 1, 10_000_000),
-    ("keep", 1, 10_000),
-    ("seed", 0, 2**63 - 1),
-)
+def fields_of(kind: str) -> list[str]:
+    """The fields that a kind of training has and a person may set, in their order."""
+    found = []
+    for name, about in settings_of(TrainConfig).items():
+        kinds = set(about.marks) & set(KINDS) or KINDS
+        if about.panel and kind in kinds:
+            found.append(name)
+    return found
 
 
-def check_range(name: str, value: float | None, low: float, high: float) -> None:
-    """Makes sure that a value, if there is one, lies between ``low`` and ``high``."""
-    if value is not None and not (math.isfinite(value) and low <= value <= high):
-        said = name.replace("_", " ")
-        raise ConsistError(f"{said} must be between {low:g} and {high:g}, not {value:g}")
+def suited_texts(kind: str) -> dict[str, str]:
+    """By field, what suits the models that a kind of training is for, in words.
+
+    >>> suited_texts(LORA)["rank"]
+    '16, for mini 64'
+    """
+    usual, *others = ((family, vars(SUITED[kind, family])) for family in ("sd", "sdxl", "mini"))
+    texts = {}
+    for name in set(fields_of(kind)) & usual[1].keys():
+        own = [f"for {x} {_told(them[name])}" for x, them in others if them[name] != usual[1][name]]
+        texts[name] = ", ".join([_told(usual[1][name]), *own])
+    return texts
+
+
+def _told(value: float | None) -> str:
+    return "none" if value is None else f"{value:g}"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -265,7 +324,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     >>> differences({"rank": 4, "device": "cpu"}, {"rank": 8, "device": "cuda"})
     ['rank was 4 and is 8']
     """
-    ignored = set(INDIFFERENT)
+    ignored = set(marked(TrainConfig, INDIFFERENT))
     if str(now.get("schedule")).startswith("constant"):
         ignored.add("steps")
     known = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}

@@ -6,7 +6,17 @@ import pytest
 
 from consist.errors import ConsistError, unknown
 from consist.runs.chunks import plan
-from consist.runs.config import RunConfig, parse_size, spread_seeds
+from consist.runs.config import (
+    LATE,
+    OF_SET,
+    OF_SUBJECT,
+    SELDOM,
+    RunConfig,
+    parse_size,
+    spread_seeds,
+)
+from consist.runs.folder import identity
+from consist.settings.fields import marked
 
 
 def config(**changes):
@@ -40,6 +50,18 @@ def test_is_plain_json():
 def test_refuses(changes, message):
     with pytest.raises(ConsistError, match=message):
         config(**changes)
+
+
+def test_a_run_does_not_tell_of_what_came_late_unless_it_was_asked_for():
+    assert not identity(config()).keys() & marked(RunConfig, LATE).keys()
+    assert SELDOM == {"guidance_rescale": 0.0, "lora_negative": 1.0}
+    asked = identity(config(guidance_rescale=0.7, embeddings=("cat.safetensors",)))
+    assert asked["guidance_rescale"] == 0.7
+    assert asked["embeddings"] == ["cat.safetensors"]
+
+
+def test_a_subject_has_nothing_that_its_scenes_have_of_their_own():
+    assert not marked(RunConfig, OF_SUBJECT).keys() & marked(RunConfig, OF_SET).keys()
 
 
 def test_one_seed_counts_up_and_same_noise_does_not():

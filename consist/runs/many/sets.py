@@ -11,15 +11,13 @@ from typing import Any
 
 from consist.methods import build
 from consist.mini.prompts import asked
-from consist.runs.config import RunConfig, spread_seeds
+from consist.runs.config import OF_SET, RunConfig, spread_seeds
 from consist.runs.drawing import generate
 from consist.runs.folder import RunFolder
 from consist.runs.loading import SharedModel
 from consist.runs.many.benchmarks import PromptSet
 from consist.runs.many.worklist import Watch
-
-# what a set has of its own, or what leaves its pictures as they are
-OF_SETS = {"prompts", "seeds", "compare"}
+from consist.settings.fields import marked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,8 @@ def plan_sets(
 
 def place_sets(file: Path, template: RunConfig, seed: int, same_noise: bool) -> Path:
     """Where the runs of a file lie by default: the same command, the same folder."""
-    settings = {name: x for name, x in template.to_json().items() if name not in OF_SETS}
+    own = marked(RunConfig, OF_SET)
+    settings = {name: x for name, x in template.to_json().items() if name not in own}
     return default_out(str(file), {**settings, "same_noise": same_noise}, seed)
 
 

@@ -2,9 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from consist.cli.options import MethodOptions
 from consist.errors import ConsistError
+
+
+def name_subject(
+    prompts: tuple[str, ...],
+    given: list[str],
+    packs: list[str],
+    method: MethodOptions,
+    told: Mapping[str, Any],
+) -> tuple[tuple[str, ...], list[str], tuple[str, ...]]:
+    """Who hears which words for the subject of a run.
+
+    Args:
+        prompts: That were given.
+        given: The words that were given.
+        packs: Names or files of ready prompts.
+        method: Asks for the words, or does not.
+        told: Other fields of the run, of which the model and the LoRAs count.
+
+    Returns:
+        All prompts; the words for the method; and those for what the LoRAs have learned.
+
+    Raises:
+        ConsistError: A pack cannot be read, or lacks words.
+    """
+    loras, words = list(told["loras"]), given
+    if packs:
+        from consist.prompts.packs import noun_of
+
+        phrase = words_of_subject(given, loras)
+        prompts += read_packs(packs, phrase, told["model"])
+        words = [noun_of(phrase)]
+    learned = words_of_loras(words, loras, prompts) if told["lora_negative"] != 1 else ()
+    unheard = (packs or learned) and not is_told(method.method)
+    return prompts, [] if unheard else words, learned
 
 
 def words_of_subject(given: list[str], loras: list[str]) -> str:
