@@ -16,7 +16,7 @@ from pathlib import Path
 
 from consist.methods import METHODS, Method
 from consist.runs.config import DEFAULT_METHOD
-from consist.settings.fields import field_help
+from consist.settings.fields import as_text, field_help
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,13 +75,6 @@ def field_table(method: type[Method]) -> str:
         meaning = told[one.name].replace("|", r"\|")
         rows.append(f"| `{one.name}` | `{as_text(one.default)}` | {meaning} |")
     return "\n".join(rows) + "\n" if len(rows) > 2 else "It has no fields.\n"
-
-
-def as_text(value: object) -> str:
-    """A value as the command line takes it."""
-    if isinstance(value, tuple):
-        return ",".join(map(as_text, value)) or "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def with_imports(stub: str) -> str:

@@ -81,6 +81,19 @@ def models() -> None:
 
 
 @app.command()
+def methods() -> None:
+    """List the methods, and what each shares."""
+    with plain_failures():
+        from consist.methods import METHODS
+
+        table = Table("--method", "what an image sees of the others", "after", box=None)
+        for name, method in METHODS.items():
+            table.add_row(name, method.sees, method.after)
+        out.print(table)
+        out.print("the settings of one: consist batch --method NAME --help-fields")
+
+
+@app.command()
 def doctor() -> None:
     """Say what will run here, and what to install for more."""
     with plain_failures():

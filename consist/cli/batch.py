@@ -7,7 +7,7 @@ import json
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -30,7 +30,7 @@ from consist.runs.config import (
     spread_seeds,
 )
 from consist.runs.many.ranks import joined
-from consist.settings.fields import field_help, marked, settings_of
+from consist.settings.fields import as_text, field_help, marked, settings_of
 
 if TYPE_CHECKING:
     from consist.runs.folder import RunFolder
@@ -172,7 +172,7 @@ def batch(
 
 
 def show_fields(name: str) -> None:
-    """Prints the fields of a method, one a line: name, type, default and meaning.
+    """Prints the fields of a method: name, type, default and meaning, a line each.
 
     Raises:
         ConsistError: There is no such method.
@@ -181,10 +181,17 @@ def show_fields(name: str) -> None:
 
     if name not in METHODS:
         raise ConsistError(unknown("method", name, METHODS))
-    meanings = field_help(METHODS[name])
-    for one in fields(METHODS[name]):  # type: ignore[arg-type]
-        kind = one.type if isinstance(one.type, str) else inspect.formatannotation(one.type)
-        say(f"{one.name}  {kind}  {one.default!r}  {meanings.get(one.name, '')}".rstrip())
+    meanings, kinds = field_help(METHODS[name]), get_type_hints(METHODS[name])
+    rows = [
+        (one.name, inspect.formatannotation(kinds[one.name]), as_text(one.default))
+        for one in fields(METHODS[name])  # type: ignore[arg-type]
+    ]
+    if not rows:
+        say(f"{name} has no fields")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        say("  ".join((*cells, meanings[row[0]])))
 
 
 def refuse_what_a_subject_has(context: typer.Context) -> None:

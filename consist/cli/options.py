@@ -29,8 +29,7 @@ class MethodOptions:
     """A method as the command line tells it. ``None`` leaves a field to the method.
 
     Args:
-        method: What is shared: matched, spectral, shared, notch, sdsa, consistory, storydiffusion,
-            stylealigned, one-prompt or isolated.
+        method: What is shared; 'consist methods' lists all.
         keys: Spectrum of the keys, such as 'energy:0.95' or 'log|fraction:0.1'; by default the
             method's.
         values: Spectrum of the values; by default the method's.

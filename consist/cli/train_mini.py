@@ -38,7 +38,7 @@ def train_mini(
     with plain_failures("The last checkpoint is kept; the same command continues."):
         from consist.models.devices import pick_device
         from consist.models.loading import MINI, MINI_FOLDER
-        from consist.training.mini.loop import READER_ON_LR, OutOfTime, Recipe
+        from consist.training.mini.session import READER_ON_LR, OutOfTime, Recipe
         from consist.training.mini.train import train
 
         origin = None if start is None else MINI_FOLDER if start == MINI else Path(start)

@@ -121,6 +121,17 @@ def field_help(kind: type) -> dict[str, str]:
     return found
 
 
+def as_text(value: object) -> str:
+    """A value of a field as the command line takes it.
+
+    >>> as_text((0.0, 1.0)), as_text(True), as_text(())
+    ('0.0,1.0', 'true', 'none')
+    """
+    if isinstance(value, tuple):
+        return ",".join(map(as_text, value)) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def document_fields(kind: type) -> None:
     """Puts the fields of its bases into the ``Args`` of a class, where ``help`` shows them.
 

@@ -25,7 +25,6 @@ from consist.mini.reader import (
 from consist.mini.world import Picture, caption, draw, sample_picture
 from consist.models.loading import MINI_FOLDER
 from consist.training.mini.autoencoder import draw_pictures, encode, picture
-from consist.training.mini.loop import Recipe, Session
 from consist.training.mini.reader import (
     Blur,
     best_temperature,
@@ -35,6 +34,7 @@ from consist.training.mini.reader import (
     views_of,
 )
 from consist.training.mini.redrawing import Redrawer, roots
+from consist.training.mini.session import Recipe, Session
 from consist.training.mini.train import load_parts
 
 CPU = torch.device("cpu")

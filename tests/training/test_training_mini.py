@@ -37,7 +37,7 @@ from consist.training.mini.denoiser import (
     train_unet,
     use_fast_cpu_attention,
 )
-from consist.training.mini.loop import OutOfTime, Recipe, Session, is_fast_in_half
+from consist.training.mini.session import OutOfTime, Recipe, Session, is_fast_in_half
 from consist.training.mini.train import copy_reader, load_parts, train
 from consist.training.mini.trainee import MiniTrainee
 

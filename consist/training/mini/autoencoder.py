@@ -21,7 +21,7 @@ from torch import Tensor
 from consist.errors import ConsistError
 from consist.mini.architecture import SIZE, build_vae
 from consist.mini.world import Picture, draw, sample_picture
-from consist.training.mini.loop import Session
+from consist.training.mini.session import Session
 
 LATENT_NOISE = 0.05  # on the latents while the autoencoder learns: a decoder that forgives
 PICTURE_BYTES = 3 * SIZE**2 + 2 * (SIZE // 4) ** 2

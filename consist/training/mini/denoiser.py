@@ -21,7 +21,7 @@ from consist.mini.architecture import LATENT_SIZE, build_scheduler
 from consist.mini.world import GENEROUS, Picture, caption, draw_details
 from consist.models.noising import diffuse
 from consist.training.mini.autoencoder import Album, picture
-from consist.training.mini.loop import Session, is_fast_in_half
+from consist.training.mini.session import Session, is_fast_in_half
 
 SUBJECT_WEIGHT = 4.0  # added to 1 on a subject without noise
 DETAIL_WEIGHT = 10.0  # and to that on its patterns, accessories and features

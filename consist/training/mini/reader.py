@@ -18,7 +18,7 @@ from torch import Tensor
 from consist.mini.reader import CLASSES, HEADS, VIEWS, Look, ReaderNet, mean_logits
 from consist.mini.world import GENEROUS, Figure, Picture, caption
 from consist.training.mini.autoencoder import Album, picture, to_pixels
-from consist.training.mini.loop import Session
+from consist.training.mini.session import Session
 
 # latents of pictures, their captions, and where randomness comes from
 Redraw = Callable[[Tensor, Sequence[str], torch.Generator], Tensor]

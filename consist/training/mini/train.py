@@ -30,9 +30,9 @@ from consist.mini.reader import ReaderNet, load_reader
 from consist.models.weights import digest_of_weights
 from consist.training.mini.autoencoder import draw_pictures, encode_pictures, train_vae
 from consist.training.mini.denoiser import PHRASE_SAMPLE, captions_of, train_unet, train_words
-from consist.training.mini.loop import OutOfTime, Recipe, Report, Session
 from consist.training.mini.reader import Blur, save_reader, train_reader
 from consist.training.mini.redrawing import Redrawer
+from consist.training.mini.session import OutOfTime, Recipe, Report, Session
 
 READER = "reader.safetensors"  # beside the parts of a pipeline
 

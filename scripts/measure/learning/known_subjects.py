@@ -29,7 +29,7 @@ from consist.mini.world import (
     with_article,
 )
 from consist.training.mini.autoencoder import picture
-from consist.training.mini.loop import Recipe
+from consist.training.mini.session import Recipe
 
 PHOTOS, DRAWN = 4, 4  # photos of a subject, and scenes that it is drawn in: all different
 SHOWN = 0.8  # of the identity's attributes, to count as this very subject
