@@ -94,6 +94,7 @@ def test_runs_without_words_keep_their_folders():
     assert default_folder(config).name == "a-cat-ed9299ea"
 
 
+@pytest.mark.slow
 def test_pivotal_gives_both_files_and_goes_on(photos):
     command = ("train", "pivotal", photos, *WORD, *SHORT, "--word-steps", 1, "--rank", 2)
     # of the LoRA: a word is learned from captions, and changes nothing else

@@ -153,6 +153,7 @@ def test_out_of_time_keeps_a_checkpoint(tmp_path):
     fit_line(tmp_path, 12)
 
 
+@pytest.mark.slow
 def test_errors_count_more_on_figures_and_most_on_details(tmp_path):
     masks = draw_pictures(tmp_path, 3).masks
     extra, covered, details = extra_weights(masks), coverage(masks), details_of([0, 1, 2])
@@ -197,6 +198,7 @@ def test_what_is_hard_to_draw_is_learned_from_more_often():
         assert frequency(replace(flat, style="pixel")) == times * STYLED
 
 
+@pytest.mark.slow
 def test_a_batch_is_of_pictures_by_their_frequency(tmp_path, monkeypatch):
     losses, described = [], []
 
@@ -246,6 +248,17 @@ def test_latents_are_pulled_to_mean_0_and_deviation_1():
     assert off_standard(3 * standard) > 3.9
 
 
+@pytest.mark.slow
+def test_many_pictures_are_drawn_by_processes_and_are_the_same(tmp_path, monkeypatch):
+    for folder in ("alone", "together"):
+        (tmp_path / folder).mkdir()
+    alone = draw_pictures(tmp_path / "alone", 3)
+    monkeypatch.setattr("consist.training.mini.autoencoder.FEW", 3)
+    together = draw_pictures(tmp_path / "together", 3)
+    assert (together.pixels == alone.pixels).all()
+    assert (together.masks == alone.masks).all()
+
+
 def test_the_album_holds_what_is_drawn(tmp_path):
     album = draw_pictures(tmp_path, 32)
     for index in (0, 31):
@@ -270,6 +283,7 @@ def test_bytes_that_no_caption_has_tokenize():
         assert tokenizer.unk_token_id not in tokenizer(text).input_ids[1:-1]
 
 
+@pytest.mark.slow
 def test_trains_from_nothing_to_a_pipeline_in_two_goes(tmp_path):
     lengths = {"vae_steps": 2, "vae_batch": 2, "word_steps": 2, "word_batch": 4}
     lengths |= {"reader_steps": 2, "reader_batch": 4}
@@ -291,6 +305,7 @@ def test_trains_from_nothing_to_a_pipeline_in_two_goes(tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_begins_with_given_weights_and_keeps_its_eyes(tmp_path):
     recipe = Recipe(pictures=64, unet_steps=1, unet_batch=2, reader_steps=0)
     folder = train(tmp_path, recipe, CPU, lambda *a: None, MINI_FOLDER)

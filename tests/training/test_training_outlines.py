@@ -77,6 +77,7 @@ def test_only_the_subject_has_an_error_at_first(cut_out, tiny, kind, out, text_e
     assert found < 0.9 * error.mean().item()
 
 
+@pytest.mark.slow
 def test_a_model_sees_most_of_its_class(tmp_path):
     known = make_known(4)[1]
     photos = write_photos(known, tmp_path / "photos", "xyz cat")

@@ -49,17 +49,19 @@ class Album:
         return len(self.pixels)
 
 
+FEW = 100  # pictures that are drawn sooner than processes for them have started
+
+
 def draw_pictures(folder: Path, count: int) -> Album:
     """Draws the first ``count`` training pictures, or those that ``folder`` still lacks."""
     path = folder / "pictures.bin"
     if not path.exists():
         half_done = path.with_suffix(".part")
         _open(half_done, "w+", count)
-        workers = os.cpu_count() or 1
-        edges = np.linspace(0, count, 8 * workers + 1).astype(int).tolist()
-        parts = [(half_done, a, b, count) for a, b in itertools.pairwise(edges)]
-        with get_context("spawn").Pool(workers) as pool:
-            pool.starmap(_draw_part, parts)
+        if count < FEW:
+            _draw_part(half_done, 0, count, count)
+        else:
+            _draw_in_processes(half_done, count)
         half_done.replace(path)
     if path.stat().st_size != count * PICTURE_BYTES:
         held = path.stat().st_size // PICTURE_BYTES
@@ -72,6 +74,14 @@ def _open(path: Path, mode: Literal["r", "r+", "w+"], count: int) -> Album:
     pixels, masks = store[:, : 3 * SIZE**2], store[:, 3 * SIZE**2 :]
     side = SIZE // 4
     return Album(pixels.reshape(count, SIZE, SIZE, 3), masks.reshape(count, 2, side, side))
+
+
+def _draw_in_processes(path: Path, count: int) -> None:
+    workers = os.cpu_count() or 1
+    edges = np.linspace(0, count, 8 * workers + 1).astype(int).tolist()
+    parts = [(path, a, b, count) for a, b in itertools.pairwise(edges)]
+    with get_context("spawn").Pool(workers) as pool:
+        pool.starmap(_draw_part, parts)
 
 
 def _draw_part(path: Path, start: int, stop: int, count: int) -> None:
