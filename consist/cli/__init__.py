@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from consist.cli import lora, subject, train
 from consist.cli.app import open_page
@@ -75,7 +76,8 @@ def models() -> None:
 
         table = Table("model", "kind", "size", "where", box=None)
         for model in local_models():
-            table.add_row(model.name, model.kind, f"{model.bytes / 2**20:.0f} MiB", str(model.path))
+            size = f"{model.bytes / 2**20:.0f} MiB"
+            table.add_row(*map(Text, (model.name, model.kind, size, str(model.path))))
         out.print(table)
         out.print("and any SD 1.x, SD 2.x or SDXL: a hub id, a folder or a .safetensors file")
 
@@ -88,7 +90,7 @@ def methods() -> None:
 
         table = Table("--method", "what an image sees of the others", "after", box=None)
         for name, method in METHODS.items():
-            table.add_row(name, method.sees, method.after)
+            table.add_row(*map(Text, (name, method.sees, method.after)))
         out.print(table)
         out.print("the settings of one: consist batch --method NAME --help-fields")
 
@@ -101,5 +103,5 @@ def doctor() -> None:
 
         table = Table(box=None, show_header=False)
         for topic, finding in findings():
-            table.add_row(topic, finding)
+            table.add_row(topic, Text(finding))
         out.print(table)

@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from consist.cli.console import hide_loading_bars, out, progress_bar, say
 from consist.cli.engine_options import ENGINES, choose_engine
@@ -211,7 +212,7 @@ def tabulate(trial: Trial) -> Table:
             cells.append(f"{_gain(one.contrasts[name])}{other}" if one.contrasts else "")
         cells += [_number(trial.costs[one.setting.name][name]) for name in costs]
         best = "bold" if one.setting.name in comparison.front else ""
-        table.add_row(str(number), one.setting.name, *cells, style=best)
+        table.add_row(str(number), Text(one.setting.name), *cells, style=best)
     isolated = (_number(comparison.isolated[name].value) for name in names)
     table.add_row("1", f"{ISOLATED}, itself", *isolated)
     return table

@@ -265,12 +265,7 @@ def report(folder: RunFolder, as_json: bool) -> None:
         typer.echo(json.dumps({"folder": str(folder.path), **record}, ensure_ascii=False))
         return
     for image in record["images"]:
-        out.print(
-            f"{folder.path / image['file']}  seed {image['seed']}  {image['prompt']}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"{folder.path / image['file']}  seed {image['seed']}  {image['prompt']}")
     seconds, memory = record["seconds"], record["peak_memory_gib"]
     say(f"{folder.grid_path}  all in one picture")
     say(f"drawn in {seconds:.1f} s, at most {memory:.1f} GiB of memory")

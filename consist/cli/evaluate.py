@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from consist.cli.console import hide_loading_bars, out, plain_failures, progress_bar, say
 from consist.cli.engine_options import MANY, EngineOptions
@@ -193,7 +194,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
         table = Table("identity", *columns, "world", "model", box=None, padding=(0, 1))
         for tag, scores in {"": evaluation.scores, **evaluation.tags}.items():
             levels = (number(evaluation.chance[tag][name]) for name in ("world", "measured"))
-            table.add_row(tag or "all", *cells(scores["identity"]), *levels)
+            table.add_row(Text(tag or "all"), *cells(scores["identity"]), *levels)
         out.print("", table)
         out.print("world, model: agreement of unrelated subjects that are described alike")
     say(f"{len(evaluation.runs)} runs, with and without sharing; in brackets 95 % intervals")

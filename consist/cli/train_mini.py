@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, TaskID, TextColumn
 
-from consist.cli.console import err, out, plain_failures
+from consist.cli.console import err, out, plain_failures, say
 
 
 def train_mini(
@@ -63,6 +63,6 @@ def train_mini(
 
             try:
                 written = train(folder, recipe, pick_device(device), watch, origin)
-                out.print(f"written to {written}")
+                say(f"written to {written}")
             except OutOfTime:
                 out.print("out of time; run the same command to continue")

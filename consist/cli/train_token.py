@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from consist.cli.console import out, plain_failures, say
 from consist.cli.from_fields import options, takes
@@ -62,5 +63,5 @@ def show_identifiers(found: list[Identifier], merges: int) -> None:
     """Prints words, the rarest first."""
     table = Table("identifier", "id", f"place of {merges}", box=None)
     for one in found:
-        table.add_row(one.word, ", ".join(map(str, one.ids)), str(one.rank or "a letter"))
+        table.add_row(Text(one.word), ", ".join(map(str, one.ids)), str(one.rank or "a letter"))
     out.print(table)

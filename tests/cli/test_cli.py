@@ -148,6 +148,13 @@ def test_models_and_doctor_answer(tmp_path):
         assert word in findings
 
 
+def test_doctor_says_what_to_install_to_the_letter(tmp_path, monkeypatch):
+    monkeypatch.setattr("consist.cli.doctor.find_spec", lambda name: None)
+    findings = run("doctor", cwd=tmp_path).stdout
+    for extra in ("train", "study", "eval"):
+        assert f"'consist[{extra}]'" in " ".join(findings.split())
+
+
 def test_help_does_not_import_torch(tmp_path):
     code = "import sys, consist, consist.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
