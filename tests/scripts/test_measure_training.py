@@ -268,6 +268,7 @@ def small(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_a_course_is_measured_once(small, reader, model_for, known, monkeypatch):
     learner = Learner(name="lora", kind=LORA, settings={"rank": 2})
     told = []
@@ -287,6 +288,7 @@ def test_a_course_is_measured_once(small, reader, model_for, known, monkeypatch)
         measure_learner(learner, known, late, reader, told.append)
 
 
+@pytest.mark.slow
 def test_what_is_learned_once_is_drawn_in_several_ways(small, reader, known, monkeypatch):
     ways = {"": {}, "twice": {"lora_negative": 0.5}}
     learner = Learner(name="lora", kind=LORA, settings={"rank": 4}, drawings=ways)
@@ -317,6 +319,7 @@ def test_other_settings_have_other_folders(small, known):
     assert len({*same, *(folder(**one) for one in changes)}) == len(same) + len(changes) == 5
 
 
+@pytest.mark.slow
 def test_a_number_of_steps_that_was_passed_is_one_sentence(small, reader, known):
     learner = Learner(name="lora", kind=LORA, settings={"rank": 3})
     measure_learner(learner, known, replace(small, at=(2,)), reader, str)
@@ -324,6 +327,7 @@ def test_a_number_of_steps_that_was_passed_is_one_sentence(small, reader, known)
         measure_learner(learner, known, replace(small, at=(1,)), reader, str)
 
 
+@pytest.mark.slow
 def test_photos_are_looked_at_without_training(small, reader, model_for, known):
     ways = {way.name: way for way in FREE}
     entries = [
