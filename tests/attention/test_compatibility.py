@@ -207,7 +207,7 @@ def test_acts_and_leaves_nothing_behind(place_of, place, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHARING)
 def test_fifty_steps(sd_pipe, name):
-    assert draw(sd_pipe, name, steps=50).isfinite().all()
+    assert draw(sd_pipe, name, images=2, steps=50).isfinite().all()
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ from consist.mini.reader import Reading, SubjectReading, Value, load_reader
 from consist.mini.scenes import SCENES
 from consist.mini.world import HELD_OUT, Figure, Picture, draw, sample_identity, sample_pose
 from consist.runs.folder import RunFolder
+from consist.runs.loading import SharedModel
 from consist.training.config import DREAMBOOTH, KINDS, LORA, SUITED, TEXTUAL_INVERSION
 from consist.training.mini.autoencoder import picture
 
@@ -328,8 +329,9 @@ def test_a_number_of_steps_that_was_passed_is_one_sentence(small, reader, known)
 
 
 @pytest.mark.slow
-def test_photos_are_looked_at_without_training(small, reader, model_for, known):
+def test_photos_are_looked_at_without_training(small, reader, known):
     ways = {way.name: way for way in FREE}
+    model_for = SharedModel()  # its own: a course names a scheduler, which stays on a model
     entries = [
         measure_free(ways[name], known, small, reader, model_for)
         for name in (BASE, "reference, 1 photo")
