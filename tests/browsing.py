@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+SECONDS = 60  # that a test waits for what comes at once on a quiet machine
+
 
 def find_browser():
     """A Chromium that is there: named by CONSIST_BROWSER, on the path, or Playwright's own."""
@@ -33,6 +35,8 @@ def open_browser():
 
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as driver:
-        shell = driver.chromium.launch(executable_path=path, args=flags)
-        yield shell
-        shell.close()
+        shell = driver.chromium.launch(executable_path=path, args=flags, timeout=1000 * SECONDS)
+        try:
+            yield shell
+        finally:
+            shell.close()

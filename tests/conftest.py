@@ -151,11 +151,45 @@ def sd2_pipe(sd_pipe):
     return pipe
 
 
-@pytest.fixture(scope="module")
-def model_for():
-    """Gives `mini`, loaded once a module, for the argument of that name."""
+@pytest.fixture(scope="session")
+def shared_mini():
+    """`mini`, loaded once a session, and its state then."""
     model = load_model(RunConfig(prompts=("a cat",), seeds=(0,)))
+    return model, _state(model.pipe)
+
+
+@pytest.fixture(scope="session")
+def model_for(shared_mini):
+    """Gives ``shared_mini`` for the argument of that name; tests must leave it as it was."""
+    model, _ = shared_mini
     return lambda config: model
+
+
+@pytest.fixture(autouse=True)
+def mini_stays(request):
+    """Fails after a test that changed the `mini` of all."""
+    used = "shared_mini" in request.fixturenames
+    model, before = request.getfixturevalue("shared_mini") if used else (None, {})
+    yield
+    if used:
+        after = _state(model.pipe)
+        changed = sorted(name for name in before | after if before.get(name) != after.get(name))
+        assert not changed, f"the test left mini with other {', '.join(changed[:3])}"
+
+
+def _state(pipe):
+    """What a test must leave as it was: weights, attention processors, hooks and the scheduler."""
+    state = {"scheduler": (type(pipe.scheduler), dict(pipe.scheduler.config))}
+    state["processors"] = [id(one) for one in pipe.unet.attn_processors.values()]
+    for part in ("unet", "vae", "text_encoder"):
+        model = getattr(pipe, part)
+        state[f"modules of {part}"] = [type(one) for one in model.modules()]
+        state[f"hooks of {part}"] = [
+            len(one._forward_hooks) + len(one._forward_pre_hooks) for one in model.modules()
+        ]
+        for name, weight in model.named_parameters():
+            state[f"{part}.{name}"] = (weight.dtype, weight.shape, weight.detach().sum().item())
+    return state
 
 
 @pytest.fixture

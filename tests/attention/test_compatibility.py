@@ -6,6 +6,7 @@ repeat itself and leave nothing behind.
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 
 import pytest
 import torch
@@ -21,7 +22,6 @@ from diffusers import (
 )
 
 import consist
-from consist.attention.method import reads_words
 from consist.methods import METHODS, build
 from consist.runs.chunks import Chunk
 from consist.runs.config import RunConfig
@@ -29,12 +29,19 @@ from consist.runs.preparing import conditioning, subject_tokens
 
 SCENES = ("in paris", "on the moon", "on a beach", "on the moon on a beach")
 SHARING = [name for name in METHODS if name != "isolated"]
+SCHEDULERS = (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    DPMSolverMultistepScheduler,
+    LCMScheduler,
+)
 
 
-def pipe_with(pipe, **parts):
+def pipe_with(pipe, kind=None, **parts):
     """A pipeline of the same models, with some parts changed."""
-    options = {} if hasattr(pipe, "text_encoder_2") else {"requires_safety_checker": False}
-    made = type(pipe)(**{**pipe.components, **parts}, **options)
+    is_xl = hasattr(pipe, "text_encoder_2")
+    options = {"add_watermarker": False} if is_xl else {"requires_safety_checker": False}
+    made = (kind or type(pipe))(**{**pipe.components, **parts}, **options)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -43,7 +50,7 @@ def draw(pipe, name, *, images=3, steps=3, height=16, width=16, **options):
     """Latents of ``images`` scenes of a cat, by a method; and that nothing of it is left."""
     prompts = tuple(f"a cat {SCENES[i % len(SCENES)]}" for i in range(images))
     config = RunConfig(prompts=prompts, seeds=tuple(range(images)))
-    fields = {"subject": ["cat"]} if reads_words(METHODS[name]()) else {}
+    fields = {"subject": ["cat"]} if METHODS[name]().reads_words else {}
     method = build({"name": name, **fields})
     before = {key: id(processor) for key, processor in pipe.unet.attn_processors.items()}
     generators = [torch.Generator().manual_seed(seed) for seed in config.seeds]
@@ -65,118 +72,59 @@ def draw(pipe, name, *, images=3, steps=3, height=16, width=16, **options):
     return latents
 
 
-def check(pipe, name, **options):
-    """Draws with a method and without: it acts, and what it gives can be decoded."""
-    latents, plain = (draw(pipe, given, **options) for given in (name, "isolated"))
-    assert latents.isfinite().all()
-    assert (latents.shape, latents.dtype) == (plain.shape, pipe.unet.dtype)
-    assert not torch.equal(latents, plain)
+class Place:
+    """A pipeline and how it is called; what it draws by no method is drawn once."""
+
+    def __init__(self, pipe, **options):
+        self.pipe, self.options = pipe, options
+
+    @cached_property
+    def plain(self):
+        return self.draw("isolated")
+
+    def draw(self, name, **changes):
+        return draw(self.pipe, name, **{**self.options, **changes})
+
+    def check(self, name):
+        """Draws with a method: it acts, and what it gives can be decoded."""
+        latents = self.draw(name)
+        assert latents.isfinite().all()
+        assert (latents.shape, latents.dtype) == (self.plain.shape, self.pipe.unet.dtype)
+        assert not torch.equal(latents, self.plain)
+        return latents
 
 
-@pytest.mark.parametrize("pipe", ["sd_pipe", "sd2_pipe", "sdxl_pipe"])
-@pytest.mark.parametrize("name", SHARING)
-def test_models(pipe, name, request):
-    pipe = request.getfixturevalue(pipe)
-    check(pipe, name)
-    assert torch.equal(draw(pipe, name), draw(pipe, name))
-
-
-@pytest.mark.parametrize("pipe", ["sd_pipe", "sdxl_pipe"])
-@pytest.mark.parametrize("name", SHARING)
-@pytest.mark.parametrize("size", [(24, 16), (16, 40)])
-def test_sizes(pipe, name, size, request):
-    height, width = size
-    check(request.getfixturevalue(pipe), name, height=height, width=width)
-
-
-@pytest.mark.parametrize("name", SHARING)
-@pytest.mark.parametrize(
-    "scheduler", [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, LCMScheduler]
-)
-def test_schedulers(sd2_pipe, name, scheduler):
-    changed = scheduler.from_config(sd2_pipe.scheduler.config)
-    check(pipe_with(sd2_pipe, scheduler=changed), name, steps=6)
-
-
-@pytest.mark.parametrize("name", SHARING)
-def test_fifty_steps(sd_pipe, name):
-    assert draw(sd_pipe, name, steps=50).isfinite().all()
-
-
-@pytest.mark.parametrize("pipe", ["sd_pipe", "sdxl_pipe"])
-@pytest.mark.parametrize("name", SHARING)
-def test_no_guidance(pipe, name, request):
-    check(request.getfixturevalue(pipe), name, guidance_scale=1.0)
-
-
-@pytest.mark.parametrize("name", SHARING)
-@pytest.mark.parametrize("images", [2, 9])
-def test_batches(sd_pipe, name, images):
-    check(sd_pipe, name, images=images)
-
-
-@pytest.mark.parametrize("name", [name for name in SHARING if name != "one-prompt"])
-def test_one_image_has_nobody_to_share_with(sd_pipe, name):
-    alone, plain = (draw(sd_pipe, given, images=1) for given in (name, "isolated"))
-    torch.testing.assert_close(alone, plain, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("pipe", ["sd_pipe", "sdxl_pipe"])
-@pytest.mark.parametrize("name", SHARING)
-def test_half_precision(pipe, name, request):
-    pipe = request.getfixturevalue(pipe)
+def halved(pipe):
     models = {
         part: copy.deepcopy(model).to(torch.bfloat16)
         for part, model in pipe.components.items()
         if isinstance(model, torch.nn.Module)
     }
-    check(pipe_with(pipe, **models), name)
+    return pipe_with(pipe, **models)
 
 
-@pytest.mark.parametrize("name", SHARING)
-def test_a_distilled_model_takes_its_guidance_as_an_input(sd_pipe, name):
-    config = {**sd_pipe.unet.config, "time_cond_proj_dim": 8}
+def distilled(pipe):
+    """One that takes its guidance as an input."""
     torch.manual_seed(0)
+    config = {**pipe.unet.config, "time_cond_proj_dim": 8}
     unet = UNet2DConditionModel.from_config(config).eval()
-    scheduler = LCMScheduler.from_config(sd_pipe.scheduler.config)
-    pipe = pipe_with(sd_pipe, unet=unet, scheduler=scheduler)
-    check(pipe, name, guidance_scale=8.0)
+    return pipe_with(pipe, unet=unet, scheduler=LCMScheduler.from_config(pipe.scheduler.config))
 
 
-def controlnet_of(unet):
-    """A ControlNet whose last layers are not 0, as they are before training."""
+def controlled(pipe):
+    """With a ControlNet whose last layers are not 0, as they are before training."""
     torch.manual_seed(0)
-    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32))
+    net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(16, 32))
     for name, weight in net.named_parameters():
         if name.startswith(("controlnet_", "controlnet_cond_embedding.conv_out")):
             torch.nn.init.normal_(weight, std=0.1)
-    return net.eval()
-
-
-@pytest.mark.parametrize("name", SHARING)
-@pytest.mark.parametrize("guess_mode", [False, True])
-def test_beside_a_controlnet(sd_pipe, name, guess_mode):
-    net = controlnet_of(sd_pipe.unet)
-    parts = {**sd_pipe.components, "controlnet": net}
-    pipe = StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
-    image = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    options = {"image": image, "guess_mode": guess_mode}
-    check(pipe, name, **options)
-    free = draw(pipe, name, **options, controlnet_conditioning_scale=0.0)
-    assert not torch.equal(draw(pipe, name, **options), free)
-
-
-@pytest.mark.parametrize("name", SHARING)
-def test_beside_a_controlnet_of_sdxl(sdxl_pipe, name):
-    parts = {**sdxl_pipe.components, "controlnet": controlnet_of(sdxl_pipe.unet)}
-    pipe = StableDiffusionXLControlNetPipeline(**parts, add_watermarker=False)
-    pipe.set_progress_bar_config(disable=True)
-    check(pipe, name, image=torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    is_xl = hasattr(pipe, "text_encoder_2")
+    kind = StableDiffusionXLControlNetPipeline if is_xl else StableDiffusionControlNetPipeline
+    return pipe_with(pipe, kind, controlnet=net.eval())
 
 
 def adapted(pipe):
-    """A pipeline with an IP-Adapter of random weights that takes embeddings of width 16."""
+    """With an IP-Adapter of random weights that takes embeddings of width 16."""
     torch.manual_seed(0)
     unet = copy.deepcopy(pipe.unet)
     width, keys = unet.config.cross_attention_dim, {}
@@ -194,14 +142,82 @@ def adapted(pipe):
     return pipe_with(pipe, unet=unet.eval())
 
 
-@pytest.mark.parametrize("pipe", ["sd_pipe", "sdxl_pipe"])
+OUTLINE = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+PHOTO, ANOTHER = torch.randn(2, 6, 1, 16, generator=torch.Generator().manual_seed(0))
+
+PLACES = {
+    "sd": Place,
+    "sd2": Place,
+    "sdxl": Place,
+    "sd 24x16": lambda pipe: Place(pipe, height=24, width=16),
+    "sd 16x40": lambda pipe: Place(pipe, height=16, width=40),
+    "sdxl 24x16": lambda pipe: Place(pipe, height=24, width=16),
+    "sdxl 16x40": lambda pipe: Place(pipe, height=16, width=40),
+    **{
+        f"sd2 {kind.__name__}": lambda pipe, kind=kind: Place(
+            pipe_with(pipe, scheduler=kind.from_config(pipe.scheduler.config)), steps=6
+        )
+        for kind in SCHEDULERS
+    },
+    "sd unguided": lambda pipe: Place(pipe, guidance_scale=1.0),
+    "sdxl unguided": lambda pipe: Place(pipe, guidance_scale=1.0),
+    "sd 2 images": lambda pipe: Place(pipe, images=2),
+    "sd 9 images": lambda pipe: Place(pipe, images=9),
+    "sd bfloat16": lambda pipe: Place(halved(pipe)),
+    "sdxl bfloat16": lambda pipe: Place(halved(pipe)),
+    "sd distilled": lambda pipe: Place(distilled(pipe), guidance_scale=8.0),
+    "sd ControlNet": lambda pipe: Place(controlled(pipe), image=OUTLINE),
+    "sd ControlNet guessing": lambda pipe: Place(controlled(pipe), image=OUTLINE, guess_mode=True),
+    "sdxl ControlNet": lambda pipe: Place(controlled(pipe), image=OUTLINE),
+    "sd IP-Adapter": lambda pipe: Place(adapted(pipe), ip_adapter_image_embeds=[PHOTO]),
+    "sdxl IP-Adapter": lambda pipe: Place(adapted(pipe), ip_adapter_image_embeds=[PHOTO]),
+}
+
+
+@pytest.fixture(scope="module")
+def place_of(request):
+    """Makes a place, once."""
+    return cache(
+        lambda name: PLACES[name](request.getfixturevalue(f"{name.split()[0]}_pipe")),
+    )
+
+
+def pairs():
+    """Every method in every place: each day with each model, and in a third of the others."""
+    for number, place in enumerate(PLACES):
+        for turn, name in enumerate(SHARING):
+            if name == "one-prompt" and "IP-Adapter" in place:
+                continue  # refused, below
+            daily = " " not in place or (number + turn) % 3 == 0
+            yield pytest.param(place, name, marks=() if daily else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("place", "name"), list(pairs()))
+def test_acts_and_leaves_nothing_behind(place_of, place, name):
+    there = place_of(place)
+    latents = there.check(name)
+    if " " not in place:
+        assert torch.equal(there.draw(name), latents)
+    if "ControlNet" in place and place != "sdxl ControlNet":
+        assert not torch.equal(there.draw(name, controlnet_conditioning_scale=0.0), latents)
+    if "IP-Adapter" in place:
+        assert not torch.equal(there.draw(name, ip_adapter_image_embeds=[ANOTHER]), latents)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARING)
+def test_fifty_steps(sd_pipe, name):
+    assert draw(sd_pipe, name, images=2, steps=50).isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def alone(sd_pipe):
+    return Place(sd_pipe, images=1)
+
+
 @pytest.mark.parametrize("name", [name for name in SHARING if name != "one-prompt"])
-def test_beside_an_ip_adapter(pipe, name, request):
-    pipe = adapted(request.getfixturevalue(pipe))
-    photo, another = torch.randn(2, 6, 1, 16, generator=torch.Generator().manual_seed(0))
-    check(pipe, name, ip_adapter_image_embeds=[photo])
-    seen = draw(pipe, name, ip_adapter_image_embeds=[photo])
-    assert not torch.equal(draw(pipe, name, ip_adapter_image_embeds=[another]), seen)
+def test_one_image_has_nobody_to_share_with(alone, name):
+    torch.testing.assert_close(alone.draw(name), alone.plain, rtol=1e-4, atol=1e-4)
 
 
 def test_cross_attention_of_an_ip_adapter_is_never_taken_over(sd_pipe):

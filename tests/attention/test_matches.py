@@ -11,7 +11,11 @@ from consist.attention.masks import find_masks, normalize
 from consist.attention.method import Site
 from consist.attention.processor import shared_attention
 from consist.attention.recorders import KeyRecorder, UNetCall
-from consist.methods import Isolated, Matched, Sdsa, Shared, Spectral
+from consist.methods.isolated import Isolated
+from consist.methods.matched import Matched
+from consist.methods.sdsa import Sdsa
+from consist.methods.shared import Shared
+from consist.methods.spectral import Spectral
 
 A, L, C = 3, 12, 48
 GRID = (3, 4)

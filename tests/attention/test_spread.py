@@ -90,7 +90,7 @@ THREE = {"prompts": PROMPTS[:3], "seeds": (0, 1, 2)}
 def config(method, **changes):
     layers = {} if method["name"] == "isolated" else {"layers": ["down_blocks", "up_blocks"]}
     given = {
-        **{"prompts": PROMPTS, "seeds": (0, 1, 2, 3), "steps": 3},
+        **{"prompts": PROMPTS, "seeds": (0, 1, 2, 3), "steps": 2},
         **{"width": 64, "height": 64, "method": {**method, **layers}},
     }
     return RunConfig(**{**given, **changes})
@@ -113,6 +113,7 @@ def spread(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 def test_pictures_of_two_processes_are_those_of_one(spread, tmp_path, model_for):
     folder, runs = spread
     for name, run in runs.items():
@@ -128,12 +129,14 @@ def test_pictures_of_two_processes_are_those_of_one(spread, tmp_path, model_for)
                 assert largest_difference(*pair) <= LEVELS, (name, row, index)
 
 
+@pytest.mark.slow
 def test_sharing_changes_these_pictures(spread):
     folder, _ = spread
     isolated, *others = (RunFolder(folder / name).read_picture(1) for name in METHODS)
     assert all(largest_difference(isolated, other) > 5 * LEVELS for other in others)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_spread_is_said_and_the_rest_goes_on(spread):
     folder, _ = spread
     too_few = "2 processes were started for a batch of 1 pictures"
@@ -186,14 +189,15 @@ def test_the_others_are_not_told_to_go_in_the_middle_of_a_chunk(monkeypatch, tmp
 # the command
 
 
+@pytest.mark.slow
 def test_torchrun_draws_one_set_with_the_command_line(tmp_path):
     prompts = ("a cat in paris", "a cat on the moon", "a cat on a beach")
-    asked = ("--steps", 2, "--method", "spectral", "--set", "masks=matches")
+    asked = ("--steps", 2, "--size", 64, "--method", "spectral", "--set", "masks=matches")
     done = torchrun("-m", "consist", "batch", *prompts, *asked, "--out", tmp_path / "two")
     assert done.stdout.count("all in one picture") == 1
     method = {"name": "spectral", "masks": "matches"}
-    config = RunConfig(prompts=prompts, seeds=(0, 1, 2), steps=2, method=method)
-    one = generate(config, tmp_path / "one")
+    given = {"prompts": prompts, "seeds": (0, 1, 2), "steps": 2, "width": 64, "height": 64}
+    one = generate(RunConfig(**given, method=method), tmp_path / "one")
     two = RunFolder(tmp_path / "two")
     assert two.read_config() == one.read_config()
     for index in range(3):

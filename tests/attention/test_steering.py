@@ -17,6 +17,7 @@ from consist.runs.drawing import generate
 
 WEIGHT = 0.25
 TOKENS = (((1,),), ((2,),))  # of two images
+WHOLE = {"width": 128, "height": 128}  # as `mini` draws best
 
 
 @pytest.fixture
@@ -187,7 +188,8 @@ def lora(tmp_path_factory):
 
 def draw(lora, folder, **changes):
     given = {"prompts": ("a cat in Paris", "a cat on the moon"), "seeds": (0, 1), "steps": 2}
-    config = RunConfig(**given, loras=(f"{lora}:0.3",), device="cpu", **changes)
+    given |= {"width": 64, "height": 64, "device": "cpu", "loras": (f"{lora}:0.3",), **changes}
+    config = RunConfig(**given)
     return [generate(config, folder).read_picture(i) for i in range(2)]
 
 
@@ -203,15 +205,17 @@ def test_a_run_is_drawn_with_less_of_a_lora_in_the_negative(lora, tmp_path, meth
 
 def test_words_that_a_lora_was_trained_on_are_known(lora, tmp_path, caplog):
     prompts = ("a th cat in Paris", "a th cat asleep")
-    config = RunConfig(prompts=prompts, seeds=(0, 1), steps=1, loras=(str(lora),), device="cpu")
-    generate(config, tmp_path / "run")
+    # two steps: of a single one it is told that nothing is shared
+    draw(lora, tmp_path / "run", prompts=prompts)
     (warning,) = caplog.messages
     assert warning.startswith("mini has never seen 'asleep'. It knows")
 
 
 def test_contrast_is_taken_back(lora, tmp_path):
     """Shares of it draw between nothing and all: diffusers mixes the two."""
-    drawn = [draw(lora, tmp_path / str(part), guidance_rescale=part) for part in (0, 0.5, 1)]
+    drawn = [
+        draw(lora, tmp_path / str(part), guidance_rescale=part, **WHOLE) for part in (0, 0.5, 1)
+    ]
     contrasts = [[np.std(image) for image in images] for images in drawn]
     for plain, half, whole in zip(*contrasts, strict=True):
         assert whole < half < plain

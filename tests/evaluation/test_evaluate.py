@@ -84,7 +84,7 @@ def judges(reader):
 def write_run(path, shared, isolated, prompts=PROMPTS, seeds=(0, 1), **changes):
     """A finished run with pictures of one color each."""
     folder = RunFolder(path)
-    given = {"method": {"name": "shared"}, **changes}
+    given = {"method": {"name": "shared"}, "width": 64, "height": 64, **changes}
     config = RunConfig(prompts=prompts, seeds=seeds, compare=True, **given)
     for row, colors in (("", shared), ("isolated", isolated)):
         for index, color in enumerate(colors):
@@ -140,7 +140,7 @@ def test_other_choices_newer_pictures_and_damage_are_measured_again(tmp_path, ju
 
 
 def test_a_run_drawn_without_its_isolated_row_gets_it(tmp_path, judges):
-    config = RunConfig(prompts=PROMPTS, seeds=(0, 1), steps=1, method={"name": "shared"})
+    config = configure(SETS[0], QUICK)
     folder = generate(config, tmp_path / "run")
     before = folder.picture_path(0).read_bytes()
     scores = score_run(folder, judges)
@@ -234,7 +234,7 @@ SETS = [
     PromptSet(name=f"free_{i}", prompts=PROMPTS, seed=10 * i, tags=("free", f"odd-{i % 2}"))
     for i in range(3)
 ]
-QUICK = {"steps": 1, "method": {"name": "shared"}}
+QUICK = {"steps": 1, "width": 64, "height": 64, "method": {"name": "shared"}}
 
 
 def test_shards_together_make_one_summary(tmp_path, judges):

@@ -138,7 +138,14 @@ def test_the_table_is_of_the_tiles_that_are_shipped():
     assert set(TABLE) == {(d, length) for d, lengths in default.items() for length in lengths}
 
 
-@pytest.mark.parametrize(("d", "length"), TABLE)
+# one a day
+@pytest.mark.parametrize(
+    ("d", "length"),
+    [
+        pytest.param(*tile, marks=() if tile == (64, "large") else pytest.mark.slow)
+        for tile in TABLE
+    ],
+)
 def test_attention_needs_no_more_than_the_table_says(d, length, tmp_path):
     tile = read_tiles()["default"][d][length]
     found = needs(attention_kernel(d, tile, "bf16", 90), tmp_path)
@@ -151,6 +158,7 @@ def test_attention_needs_no_more_than_the_table_says(d, length, tmp_path):
     assert count(found, r"LDGSTS\.E\.BYPASS\.128") > 0, "tiles are not copied 16 bytes at a time"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [64, 160])
 @pytest.mark.parametrize("capability", [80, 100])
 def test_attention_compiles_for_other_gpus_too(capability, d, tmp_path):
@@ -161,6 +169,7 @@ def test_attention_compiles_for_other_gpus_too(capability, d, tmp_path):
     assert count(found, PRODUCTS[capability]) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [map_kernel, gram_kernel])
 @pytest.mark.parametrize("d", [64, 160])
 def test_maps_and_gram_matrices_compile(make, d, tmp_path):

@@ -277,17 +277,42 @@ def test_refuses_gradients():
         kernel.shared_attention(**given)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
-@pytest.mark.skipif(
-    OLD_INTERPRETER and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0",
-    reason="loops of this interpreter fail with numpy 2.4",
-)
+def needs_interpreter(test):
+    """Marks a test that starts a process where kernels are interpreted."""
+    test = pytest.mark.skipif(
+        OLD_INTERPRETER and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0",
+        reason="loops of this interpreter fail with numpy 2.4",
+    )(test)
+    return pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")(test)
+
+
+@pytest.mark.slow
+@needs_interpreter
 def test_kernels_in_the_interpreter():
+    assert count_interpreted("-n2", *Path(__file__).parent.glob("test_kernel_*.py")) > 50
+
+
+@needs_interpreter
+def test_two_kernels_in_the_interpreter():
+    """A few of those above, and of ``test_kernel_pack.py``, each day."""
+    pack = Path(__file__).with_name("test_kernel_pack.py")
+    tests = (
+        f"{__file__}::test_pads_other_head_sizes[24]",
+        f"{__file__}::test_an_image_without_anchors_sees_only_itself",
+        f"{pack}::test_gathers_bit_by_bit",
+        f"{pack}::test_what_is_too_large_is_clamped",
+    )
+    assert count_interpreted("-n0", *tests) == len(tests)
+
+
+def count_interpreted(*arguments):
+    """How many tests of kernels pass in a process where kernels are interpreted."""
     folder, environment = Path(__file__).parent, os.environ | {"TRITON_INTERPRET": "1"}
-    files = sorted(folder.glob("test_kernel_*.py"))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    # kernels need no pipelines, which take seconds to import
+    command = [*command, "--noconftest", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed[1]) > 50, done.stdout
+    return int(passed[1])

@@ -404,13 +404,17 @@ LEADING = DDIMScheduler.from_config
 TRAILING = partial(DDIMScheduler.from_config, timestep_spacing="trailing")
 EULER = EulerDiscreteScheduler.from_config
 
-PIPELINES = [
+DAILY = [
+    ("sd_pipe", EULER, 2, {"height": 16, "width": 24, "guidance_scale": 1.0}),
+    ("sdxl_pipe", TRAILING, 2, {"num_inference_steps": 4, "guidance_scale": 5.0}),
+]
+SLOW = [
     ("sd_pipe", LEADING, 2, {"guidance_scale": 5.0}),
     ("sd_pipe", EULER, 4, {"height": 16, "width": 24, "guidance_scale": 1.0}),
     ("sdxl_pipe", EULER, 2, {"guidance_scale": 5.0}),
     ("sdxl_pipe", TRAILING, 4, {"height": 24, "width": 16, "guidance_scale": 1.0}),
-    ("sdxl_pipe", TRAILING, 2, {"num_inference_steps": 4, "guidance_scale": 5.0}),
 ]
+PIPELINES = [*DAILY, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 
 
 @pytest.mark.parametrize(("name", "scheduler", "n", "options"), PIPELINES)
@@ -447,7 +451,7 @@ def test_nothing_is_left_of_the_pictures_before(sd_pipe):
 @pytest.mark.parametrize(
     ("scheduler", "steps", "changes", "calls"),
     [
-        (LEADING, 50, {}, 54),
+        pytest.param(LEADING, 50, {}, 54, marks=pytest.mark.slow),
         (EULER, 12, {}, 13),
         (EULER, 12, {"blending": (0.0, 0.0)}, 12),
         (EULER, 12, {"blending_window": (0.0, 0.2)}, 14),
@@ -472,6 +476,7 @@ def test_anchors_do_not_know_the_other_images(sdxl_pipe):
     assert ((three - without).abs().amax((1, 2, 3)) > 1e-4).all()
 
 
+@pytest.mark.slow
 def test_two_pipelines_at_once_do_not_meet(sd_pipe):
     pipes, method, drawn = [copy.deepcopy(sd_pipe) for _ in range(2)], consist.Consistory(), {}
     for pipe in pipes:

@@ -549,6 +549,7 @@ def test_a_field_out_of_range_is_refused(fields, message):
 
 def run(**changes):
     given = {"prompts": tuple(PROMPTS), "seeds": (0, 1, 2, 3), "steps": 2, "negative": "a bus"}
+    given |= {"width": 64, "height": 64}
     return RunConfig(**{**given, "method": {"name": "one-prompt", "ipca_dropout": 0.5}, **changes})
 
 

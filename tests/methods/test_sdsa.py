@@ -452,6 +452,7 @@ def run(count=4, **changes):
     prompts = ("a cat in paris", "a cat on the moon", "a cat on a beach", "a cat in a forest")
     method = {"name": "sdsa", "anchors": 2, "subject": ["cat"]}
     given = {"prompts": prompts[:count], "seeds": tuple(range(count)), "steps": 3}
+    given |= {"width": 64, "height": 64}
     return RunConfig(**{**given, "method": method, **changes})
 
 

@@ -1,5 +1,6 @@
 """The reader: it finds who is there, is calibrated on purpose, and learns what it is shown."""
 
+from multiprocessing import dummy as threads
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -133,7 +134,10 @@ def test_temperature_repairs_logits_that_are_too_sure():
 
 @pytest.fixture(scope="module")
 def album(tmp_path_factory):
-    return draw_pictures(tmp_path_factory.mktemp("album"), 24)
+    """Drawn by threads: processes of their own would take longer to start than to draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("consist.training.mini.autoencoder.get_context", lambda how: threads)
+        return draw_pictures(tmp_path_factory.mktemp("album"), 24)
 
 
 def session(folder, **recipe):
@@ -145,6 +149,19 @@ def blur(folder, album, redraw=lambda clean, *rest: clean, **recipe):
     return Blur(session(folder, **recipe), album, latents, vae, redraw)
 
 
+def test_every_loss_reaches_the_network(album, tmp_path):
+    torch.manual_seed(0)
+    shown, net, indices = blur(tmp_path, album, reader_batch=2), ReaderNet(), [0, 1]
+    parts = losses(shown.session, net, *shown(indices, Random(0)), indices)
+    assert set(parts) == {*VIEWS, *HEADS, "outlines"}
+    sum(parts.values()).backward()
+    gradients = {name: weight.grad for name, weight in net.named_parameters()}
+    still = [name for name, grad in gradients.items() if grad is None or not grad.isfinite().all()]
+    assert not still
+    assert all(grad.any() for name, grad in gradients.items() if name.endswith("weight"))
+
+
+@pytest.mark.slow
 def test_learns_what_it_is_shown(album, tmp_path):
     torch.manual_seed(0)
     shown, net = blur(tmp_path, album, reader_batch=12), ReaderNet()
@@ -174,6 +191,7 @@ def test_round_trips_keep_shape_range_and_masks(album, tmp_path):
         assert (masks[i, 1].max() > 0) == (len(picture(i).figures) == 2)
 
 
+@pytest.mark.slow
 def test_half_of_the_round_trips_are_drawn_again(album, tmp_path):
     asked = []
 

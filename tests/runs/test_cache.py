@@ -39,10 +39,11 @@ PROMPTS = ("a cat in paris", "a cat on the moon")
 NEW = ("a cat on a beach",)
 MORE = ("a cat on a beach", "a cat in a forest")
 STEPS = 3
+SMALL = {"width": 64, "height": 64}
 
 
 def config(**changes):
-    return RunConfig(**{"prompts": PROMPTS, "seeds": (3, 5), "steps": 2, **changes})
+    return RunConfig(**{"prompts": PROMPTS, "seeds": (3, 5), "steps": 2, **SMALL, **changes})
 
 
 def latents(pipe, prompts, method, seeds, *, guidance=3.0, subject=False):
@@ -396,9 +397,9 @@ def drawn(monkeypatch):
     """How many images each call of a pipeline draws."""
     real_draw, sizes = drawing.draw, []
 
-    def watched_draw(pipe, config, settings, chunk, *rest):
-        sizes.append(len(chunk.images))
-        return real_draw(pipe, config, settings, chunk, *rest)
+    def watched_draw(batch):
+        sizes.append(len(batch.chunk.images))
+        return real_draw(batch)
 
     monkeypatch.setattr(drawing, "draw", watched_draw)
     return sizes

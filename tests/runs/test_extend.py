@@ -1,6 +1,7 @@
 """More scenes of a run's subject: the same pictures as if all had been drawn at once."""
 
 import json
+import shutil
 
 import pytest
 from pictures import largest_difference
@@ -16,13 +17,15 @@ from consist.methods import spell_out
 from consist.runs.config import RunConfig
 from consist.runs.drawing import generate
 from consist.runs.extending import extend, take_subject
+from consist.runs.folder import RunFolder
 
 PROMPTS = ("a cat in Paris", "a cat on the moon")
 MORE = ("a cat on a beach", "a cat in a forest", "a cat in a garden")
+SMALL = {"width": 64, "height": 64}
 
 
 def config(**changes):
-    given = {"prompts": PROMPTS, "seeds": (3, 5), "steps": 2, **changes}
+    given = {"prompts": PROMPTS, "seeds": (3, 5), "steps": 2, **SMALL, **changes}
     return RunConfig(**given)
 
 
@@ -36,6 +39,21 @@ def at_once(method, **changes):
 def pictures(folder, row=""):
     names = sorted((folder.path / row).glob("0*.png"))
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in names}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory, model_for):
+    return generate(config(), tmp_path_factory.mktemp("extend") / "run", model_for=model_for)
+
+
+@pytest.fixture
+def run(drawn, tmp_path):
+    """A copy that may be changed."""
+    return copy_run(drawn, tmp_path / "run")
+
+
+def copy_run(run, path):
+    return RunFolder(shutil.copytree(run.path, path))
 
 
 # oracle
@@ -72,10 +90,10 @@ def test_the_same_batch_gives_the_very_same_pictures(tmp_path, model_for):
         assert largest_difference(run.read_picture(index), whole.read_picture(index)) == 0
 
 
-def test_new_pictures_see_the_anchors_and_not_each_other(tmp_path, model_for):
-    together = generate(config(), tmp_path / "together", model_for=model_for)
+def test_new_pictures_see_the_anchors_and_not_each_other(drawn, tmp_path, model_for):
+    together = copy_run(drawn, tmp_path / "together")
     extend(together.path, MORE[:2], model_for=model_for)
-    apart = generate(config(), tmp_path / "apart", model_for=model_for)
+    apart = copy_run(drawn, tmp_path / "apart")
     extend(apart.path, MORE[1:2], seeds=(7,), model_for=model_for)
     assert largest_difference(together.read_picture(3), apart.read_picture(2)) <= 2
 
@@ -98,7 +116,7 @@ def test_an_extended_run_is_an_ordinary_one(tmp_path, model_for):
     whole = spell_out({"name": "matched", "anchors": 2})
     assert record["config"]["method"] == json.loads(json.dumps(whole))
     assert run.grid_path.read_bytes() != grid
-    alone = RunConfig(prompts=MORE[:1], seeds=(6,), steps=2, method={"name": "isolated"})
+    alone = config(prompts=MORE[:1], seeds=(6,), method={"name": "isolated"})
     alone = generate(alone, tmp_path / "alone", model_for=model_for)
     assert largest_difference(run.read_picture(2, "isolated"), alone.read_picture(0)) <= 2
     with Image.open(run.picture_path(2)) as image:
@@ -107,29 +125,27 @@ def test_an_extended_run_is_an_ordinary_one(tmp_path, model_for):
     assert generate(run.read_config(), run.path, model_for=None) == run
 
 
-def test_nothing_old_is_drawn_again(tmp_path, model_for, monkeypatch):
-    run = generate(config(), tmp_path / "run", model_for=model_for)
+def test_nothing_old_is_drawn_again(run, model_for, monkeypatch):
     real_draw, drawn = drawing.draw, []
 
-    def watched_draw(pipe, config, settings, chunk, *rest):
-        drawn.append([config.prompts[image] for image in chunk.new])
-        assert len(chunk.images) <= 3
-        return real_draw(pipe, config, settings, chunk, *rest)
+    def watched_draw(batch):
+        drawn.append([batch.config.prompts[image] for image in batch.chunk.new])
+        assert len(batch.chunk.images) <= 3
+        return real_draw(batch)
 
     monkeypatch.setattr(drawing, "draw", watched_draw)
     extend(run.path, MORE, batch_size=3, model_for=model_for)
     assert drawn == [[prompt] for prompt in MORE]
 
 
-def test_memory_is_bounded_without_a_batch_size(tmp_path, model_for):
-    run = generate(config(), tmp_path / "run", model_for=model_for)
+def test_memory_is_bounded_without_a_batch_size(run, model_for):
     assert extend(run.path, MORE, model_for=model_for).read_config().batch_size == 4
 
 
-def test_a_killed_extension_goes_on_with_the_same_pictures(tmp_path, model_for, monkeypatch):
-    straight = generate(config(), tmp_path / "straight", model_for=model_for)
+def test_a_killed_extension_goes_on_with_the_same_pictures(drawn, tmp_path, model_for, monkeypatch):
+    straight = copy_run(drawn, tmp_path / "straight")
     extend(straight.path, MORE, batch_size=3, model_for=model_for)
-    killed = generate(config(), tmp_path / "killed", model_for=model_for)
+    killed = copy_run(drawn, tmp_path / "killed")
     real_draw, calls = drawing.draw, []
 
     def dying_draw(*args):
@@ -151,8 +167,7 @@ def test_a_killed_extension_goes_on_with_the_same_pictures(tmp_path, model_for, 
     assert killed.read_record()["finished"]
 
 
-def test_the_same_call_again_adds_nothing_and_another_seed_does(tmp_path, model_for):
-    run = generate(config(), tmp_path / "run", model_for=model_for)
+def test_the_same_call_again_adds_nothing_and_another_seed_does(run, model_for):
     extend(run.path, MORE[:1], model_for=model_for)
     before = pictures(run), run.read_record()
     extend(run.path, MORE[:1], model_for=None)
@@ -163,15 +178,13 @@ def test_the_same_call_again_adds_nothing_and_another_seed_does(tmp_path, model_
     assert run.read_config().anchor_seeds == (3, 5)
 
 
-def test_what_the_model_decided_is_written_out(tmp_path, model_for):
-    run = generate(config(), tmp_path / "run", model_for=model_for)
+def test_what_the_model_decided_is_written_out(run, model_for):
     record = run.read_record()
     run.write_record({**record, "resolved": {**record["resolved"], "guidance": 2.5}})
     assert extend(run.path, MORE[:1], model_for=model_for).read_config().guidance == 2.5
 
 
-def test_the_method_stays_what_it_was_when_a_default_changes(tmp_path, model_for):
-    run = generate(config(), tmp_path / "run", model_for=model_for)
+def test_the_method_stays_what_it_was_when_a_default_changes(run, model_for):
     record = run.read_record()
     assert record["config"]["method"] == {"name": "matched"}
     record["resolved"]["method"]["strength"] = 2.5
@@ -242,9 +255,8 @@ def test_refuses_other_anchors_than_the_run_names(tmp_path):
 # the command
 
 
-def test_the_command_adds_and_says_when_it_does_not(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    generate(config(), "run")
+def test_the_command_adds_and_says_when_it_does_not(run, monkeypatch):
+    monkeypatch.chdir(run.path.parent)
     for expected in ("", "run has these prompts already; --seed draws them once more"):
         result = CliRunner().invoke(app, ["extend", "run", MORE[0]])
         assert result.exit_code == 0, result.output

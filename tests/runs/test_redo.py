@@ -1,5 +1,7 @@
 """One picture anew: the others, and what the subject is made of, stay."""
 
+import shutil
+
 import pytest
 from pictures import largest_difference
 from typer.testing import CliRunner
@@ -10,12 +12,21 @@ from consist.errors import ConsistError
 from consist.runs.config import RunConfig
 from consist.runs.drawing import generate
 from consist.runs.extending import extend, redo
+from consist.runs.folder import RunFolder
 
 PROMPTS = ("a cat in Paris", "a cat on the moon", "a cat on a beach")
 
 
 def config(**changes):
-    given = {"prompts": PROMPTS, "seeds": (0, 1, 2), "steps": 2, "compare": True, **changes}
+    given = {
+        "prompts": PROMPTS,
+        "seeds": (0, 1, 2),
+        "steps": 2,
+        "compare": True,
+        "width": 64,
+        "height": 64,
+        **changes,
+    }
     return RunConfig(**given)
 
 
@@ -28,9 +39,19 @@ def pictures(folder):
     }
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory, model_for):
+    return generate(config(), tmp_path_factory.mktemp("redo") / "run", model_for=model_for)
+
+
 @pytest.fixture
-def run(tmp_path, model_for):
-    return generate(config(), tmp_path / "run", model_for=model_for)
+def run(drawn, tmp_path):
+    """A copy that may be changed."""
+    return copy_run(drawn, tmp_path / "run")
+
+
+def copy_run(run, path):
+    return RunFolder(shutil.copytree(run.path, path))
 
 
 def test_one_picture_is_new_and_nothing_is_lost(run, model_for):
@@ -70,7 +91,7 @@ def test_the_new_picture_sees_the_anchors_as_they_were(run, tmp_path, model_for)
 
 def test_the_subject_stays_what_it_was(run, tmp_path, model_for):
     """Scenes that are added after an anchor was redone are those of the original anchors."""
-    untouched = generate(config(), tmp_path / "untouched", model_for=model_for)
+    untouched = copy_run(run, tmp_path / "untouched")
     redo(run.path, 0, seed=7, model_for=model_for)
     for folder in (run, untouched):
         extend(folder.path, ["a cat in a forest"], seeds=(9,), model_for=model_for)
@@ -100,7 +121,7 @@ def test_a_full_batch_makes_room_for_the_picture(tmp_path, model_for):
 
 
 def test_a_killed_redo_goes_on(run, tmp_path, model_for, monkeypatch):
-    straight = generate(config(), tmp_path / "straight", model_for=model_for)
+    straight = copy_run(run, tmp_path / "straight")
     redo(straight.path, 1, model_for=model_for)
 
     def dying_draw(*args):

@@ -23,7 +23,7 @@ from consist.methods import build
 from consist.models.loading import SCHEDULERS
 from consist.runs.chunks import Chunk, places
 from consist.runs.config import RunConfig
-from consist.runs.drawing import draw, generate
+from consist.runs.drawing import Batch, draw, generate
 from consist.runs.extending import extend, redo, take_subject
 from consist.runs.grid import draw_grid
 from consist.runs.pictures import open_picture
@@ -58,7 +58,8 @@ def photo(tmp_path):
 
 
 def config(count=1, **changes):
-    given = {"prompts": SCENES[:count], "seeds": tuple(range(count)), "steps": 2, **changes}
+    given = {"prompts": SCENES[:count], "seeds": tuple(range(count)), "steps": 2}
+    given |= {"width": 64, "height": 64, **changes}
     return RunConfig(**given)
 
 
@@ -169,8 +170,14 @@ def pipe(request):
 def drawn(pipe, photo, **changes):
     """The run and its only chunk, drawn: the reference and one picture."""
     run = with_references(config(method={"name": "shared"}, **changes), [photo], ["a cat"])
-    whole, chunk = run.with_anchors(), Chunk(images=(0, 1), new=(1,))
-    return run, draw(pipe, whole, SETTINGS, chunk, build(run.method), lambda share: None)
+    batch = Batch(
+        pipe=pipe,
+        config=run.with_anchors(),
+        settings=SETTINGS,
+        chunk=Chunk(images=(0, 1), new=(1,)),
+        method=build(run.method),
+    )
+    return run, draw(batch)
 
 
 def clean_and_noise(pipe, photo, run):
@@ -311,7 +318,7 @@ def test_a_single_picture_sees_the_reference(tmp_path, photo, model_for):
     assert [len(digest) for digest in record["config"]["anchor_digests"]] == [64]
     assert [image["file"] for image in record["images"]] == ["000.png"]
     rows = {"isolated": run.read_picture(0, "isolated"), "matched": run.read_picture(0)}
-    rows = {name: [*read_pictures(asked, 128, 128), picture] for name, picture in rows.items()}
+    rows = {name: [*read_pictures(asked, 64, 64), picture] for name, picture in rows.items()}
     with Image.open(run.grid_path) as grid:
         assert largest_difference(grid, draw_grid(rows, ["reference: a cat", SCENES[0]])) == 0
     # another picture, another subject
@@ -357,7 +364,7 @@ def test_extended_and_redone_as_if_drawn_at_once(tmp_path, photo, model_for):
     for index in range(3):
         assert largest_difference(run.read_picture(index), whole.read_picture(index)) == 0
     # what the model decided at first stays
-    assert run.read_config().width == 128
+    assert run.read_config().guidance == 4.0
     kept = run.picture_path(2).read_bytes()
     old = run.read_picture(1)
     redo(run.path, 1, model_for=model_for)
@@ -373,7 +380,7 @@ def test_a_picture_like_the_reference_is_drawn(tmp_path, photo, model_for):
     run = replace(run, anchor_seeds=run.seeds)
     assert places(run) == [1]
     folder = generate(run, tmp_path / "run", model_for=model_for)
-    (reference,) = read_pictures(run, 128, 128)
+    (reference,) = read_pictures(run, 64, 64)
     assert largest_difference(folder.read_picture(0), reference) > 100
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import ImageChops
+from pictures import largest_difference
 from typer.testing import CliRunner
 
 from consist.cli import app
@@ -19,11 +19,14 @@ from consist.runs.extending import check_weights_of, extend, redo, take_subject
 from consist.runs.subject import Subject, cache_path, list_subjects, subject_path
 
 PROMPTS = ("a cat in Paris", "a cat on the moon")
-RECIPE = RunConfig(prompts=PROMPTS, seeds=(0, 1), steps=2, method={"name": "matched", "anchors": 2})
 
 
-def largest_difference(a, b):
-    return max(high for _, high in ImageChops.difference(a, b).getextrema())
+def asked(**changes):
+    given = {"prompts": PROMPTS, "seeds": (0, 1), "steps": 2, "width": 64, "height": 64}
+    return RunConfig(**{**given, **changes})
+
+
+RECIPE = asked(method={"name": "matched", "anchors": 2})
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +38,8 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, model_for):
-    asked = RunConfig(prompts=PROMPTS, seeds=(0, 1), steps=2, compare=True, batch_size=2)
-    return generate(asked, tmp_path_factory.mktemp("subject") / "run", model_for=model_for)
+    config = asked(compare=True, batch_size=2)
+    return generate(config, tmp_path_factory.mktemp("subject") / "run", model_for=model_for)
 
 
 def invoke(*arguments):
@@ -50,8 +53,7 @@ def test_a_subject_draws_the_same_as_its_run_would(run, tmp_path, model_for):
     take_subject(run.path).save("tom")
     scene = Subject.load("tom").scenes(("a cat on a beach", "a cat in a forest"))
     found = generate(scene, tmp_path / "found", model_for=model_for)
-    asked = RunConfig(prompts=PROMPTS, seeds=(0, 1), steps=2)
-    expected = generate(asked, tmp_path / "run", model_for=model_for)
+    expected = generate(asked(), tmp_path / "run", model_for=model_for)
     extend(expected.path, scene.prompts, batch_size=4, model_for=model_for)
     for index in range(2):
         pair = found.read_picture(index), expected.read_picture(2 + index)
@@ -64,15 +66,12 @@ def test_a_subject_draws_the_same_as_its_run_would(run, tmp_path, model_for):
 def test_the_recipe_is_all_that_the_subject_depends_on(run):
     subject = take_subject(run.path)
     method = json.loads(json.dumps(spell_out(RECIPE.method)))
-    assert subject.config == RunConfig(
-        **{**vars(RECIPE), "method": method, "guidance": 4.0, "width": 128, "height": 128}
-    )
+    assert subject.config == RunConfig(**{**vars(RECIPE), "method": method, "guidance": 4.0})
     assert subject.versions == run.read_record()["versions"]
 
 
 def test_the_recipe_survives_a_redo(run, tmp_path, model_for):
-    asked = RunConfig(prompts=PROMPTS, seeds=(0, 1), steps=2)
-    other = generate(asked, tmp_path / "other", model_for=model_for)
+    other = generate(asked(), tmp_path / "other", model_for=model_for)
     redo(other.path, 0, seed=9, model_for=model_for)
     assert take_subject(other.path) == take_subject(run.path)
 
@@ -87,8 +86,7 @@ def test_a_run_of_a_subject_compares_and_extends(run, tmp_path, model_for):
     scene = take_subject(run.path).scenes(("a cat on a beach",))
     scene = RunConfig(**{**vars(scene), "compare": True})
     found = generate(scene, tmp_path / "found", model_for=model_for)
-    alone = RunConfig(prompts=scene.prompts, seeds=scene.seeds, steps=2)
-    alone = RunConfig(**{**vars(alone), "method": {"name": "isolated"}})
+    alone = asked(prompts=scene.prompts, seeds=scene.seeds, method={"name": "isolated"})
     alone = generate(alone, tmp_path / "alone", model_for=model_for)
     assert largest_difference(found.read_picture(0, "isolated"), alone.read_picture(0)) == 0
     extend(found.path, ["a cat in a forest"], model_for=model_for)

@@ -40,6 +40,7 @@ from consist.mini.reader import Reading, SubjectReading, Value, load_reader
 from consist.mini.scenes import SCENES
 from consist.mini.world import HELD_OUT, Figure, Picture, draw, sample_identity, sample_pose
 from consist.runs.folder import RunFolder
+from consist.runs.loading import SharedModel
 from consist.training.config import DREAMBOOTH, KINDS, LORA, SUITED, TEXTUAL_INVERSION
 from consist.training.mini.autoencoder import picture
 
@@ -268,6 +269,7 @@ def small(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_a_course_is_measured_once(small, reader, model_for, known, monkeypatch):
     learner = Learner(name="lora", kind=LORA, settings={"rank": 2})
     told = []
@@ -287,6 +289,7 @@ def test_a_course_is_measured_once(small, reader, model_for, known, monkeypatch)
         measure_learner(learner, known, late, reader, told.append)
 
 
+@pytest.mark.slow
 def test_what_is_learned_once_is_drawn_in_several_ways(small, reader, known, monkeypatch):
     ways = {"": {}, "twice": {"lora_negative": 0.5}}
     learner = Learner(name="lora", kind=LORA, settings={"rank": 4}, drawings=ways)
@@ -317,6 +320,7 @@ def test_other_settings_have_other_folders(small, known):
     assert len({*same, *(folder(**one) for one in changes)}) == len(same) + len(changes) == 5
 
 
+@pytest.mark.slow
 def test_a_number_of_steps_that_was_passed_is_one_sentence(small, reader, known):
     learner = Learner(name="lora", kind=LORA, settings={"rank": 3})
     measure_learner(learner, known, replace(small, at=(2,)), reader, str)
@@ -324,8 +328,10 @@ def test_a_number_of_steps_that_was_passed_is_one_sentence(small, reader, known)
         measure_learner(learner, known, replace(small, at=(1,)), reader, str)
 
 
-def test_photos_are_looked_at_without_training(small, reader, model_for, known):
+@pytest.mark.slow
+def test_photos_are_looked_at_without_training(small, reader, known):
     ways = {way.name: way for way in FREE}
+    model_for = SharedModel()  # its own: a course names a scheduler, which stays on a model
     entries = [
         measure_free(ways[name], known, small, reader, model_for)
         for name in (BASE, "reference, 1 photo")

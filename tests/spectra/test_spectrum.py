@@ -66,6 +66,10 @@ def draw_with(s, tokens=30):
     return (u * s) @ v.mT
 
 
+def assert_close(found, expected, case, **tolerances):
+    torch.testing.assert_close(found, expected, msg=lambda why: f"{case}: {why}", **tolerances)
+
+
 def values_of(a):
     return torch.linalg.svdvals(a.double())
 
@@ -98,18 +102,17 @@ def test_chain_leaves_the_identity_out():
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("centered", [False, True])
-def test_filter_is_the_svd_with_other_singular_values(text, shape, centered):
-    a = draw(2, 3, *shape) + 0.5
-    mean = a.mean(-2, keepdim=True) if centered else torch.zeros(())
-    u, s, vh = torch.linalg.svd(a - mean, full_matrices=False)
-    # centering empties a direction; the spectrum sees sqrt(eps) of the largest value there
-    seen = s.maximum(s[..., :1] * torch.finfo(s.dtype).eps ** 0.5)
-    spectrum = at_aspect(parse_spectrum(text), min(shape) / max(shape))
-    expected = (u * (s * spectrum(seen) / seen).unsqueeze(-2)) @ vh + mean
-    found = filter_matrix(a, parse_spectrum(text), centered=centered)
-    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+def test_filter_is_the_svd_with_other_singular_values(text):
+    for shape, centered in itertools.product(SHAPES, [False, True]):
+        a = draw(2, 3, *shape) + 0.5
+        mean = a.mean(-2, keepdim=True) if centered else torch.zeros(())
+        u, s, vh = torch.linalg.svd(a - mean, full_matrices=False)
+        # centering empties a direction; the spectrum sees sqrt(eps) of the largest value there
+        seen = s.maximum(s[..., :1] * torch.finfo(s.dtype).eps ** 0.5)
+        spectrum = at_aspect(parse_spectrum(text), min(shape) / max(shape))
+        expected = (u * (s * spectrum(seen) / seen).unsqueeze(-2)) @ vh + mean
+        found = filter_matrix(a, parse_spectrum(text), centered=centered)
+        assert_close(found, expected, (shape, centered), rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -126,17 +129,15 @@ def test_filter_is_the_svd_with_other_singular_values(text, shape, centered):
         "shrink",
     ],
 )
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"),
+def test_lower_precision_stays_near_float64(text):
     # float32: the Gram matrix knows singular values to sqrt(eps) = 3.5e-4; halves: their own eps
-    [(torch.float32, 1e-3), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)],
-)
-def test_lower_precision_stays_near_float64(text, dtype, tolerance):
-    a = draw_with([9.0, 5.0, 2.0, 1.0, 0.3, 0.1]).to(dtype)
-    expected = filter_matrix(a.double(), parse_spectrum(text))
-    found = filter_matrix(a, parse_spectrum(text))
-    assert found.dtype == dtype
-    assert (found.double() - expected).norm() <= tolerance * expected.norm()
+    tolerances = {torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+    for dtype, tolerance in tolerances.items():
+        a = draw_with([9.0, 5.0, 2.0, 1.0, 0.3, 0.1]).to(dtype)
+        expected = filter_matrix(a.double(), parse_spectrum(text))
+        found = filter_matrix(a, parse_spectrum(text))
+        assert found.dtype == dtype
+        assert (found.double() - expected).norm() <= tolerance * expected.norm(), dtype
 
 
 def test_log_follows_algorithm_1_in_units_of_a_thousandth():
@@ -248,44 +249,45 @@ def test_keep_count_is_the_rank(n):
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "fraction:1e-9", "quantile:1e-9"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_spectra_keep_order_and_at_least_one_value(text, dtype):
-    s = draw(50, 9, seed=5, dtype=dtype).abs().sort(-1, descending=True).values
-    found = parse_spectrum(text)(s)
-    assert (found[:, 0] > 0).all()
-    assert (found >= 0).all()
-    assert (found.diff(dim=-1) <= 1e-6).all()
+def test_spectra_keep_order_and_at_least_one_value(text):
+    for dtype in (torch.float32, torch.float64):
+        s = draw(50, 9, seed=5, dtype=dtype).abs().sort(-1, descending=True).values
+        found = parse_spectrum(text)(s)
+        assert (found[:, 0] > 0).all(), dtype
+        assert (found >= 0).all(), dtype
+        assert (found.diff(dim=-1) <= 1e-6).all(), dtype
 
 
 @pytest.mark.parametrize("text", ["log", "log2", "exp:3", "power:0.5", "power:3", "schulz:5"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_reweighting_keeps_the_norm_of_each_matrix(text, shape):
-    a = draw(3, *shape) * torch.tensor([1.0, 10.0, 100.0]).reshape(3, 1, 1)
-    found = filter_matrix(a, parse_spectrum(text))
-    torch.testing.assert_close(found.norm(dim=(-2, -1)), a.norm(dim=(-2, -1)))
+def test_reweighting_keeps_the_norm_of_each_matrix(text):
+    for shape in SHAPES:
+        a = draw(3, *shape) * torch.tensor([1.0, 10.0, 100.0]).reshape(3, 1, 1)
+        found = filter_matrix(a, parse_spectrum(text))
+        assert_close(found.norm(dim=(-2, -1)), a.norm(dim=(-2, -1)), shape)
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("centered", [False, True])
-def test_each_matrix_is_filtered_alone(text, centered):
+def test_each_matrix_is_filtered_alone(text):
     a = draw(3, 12, 6) * torch.tensor([1e-3, 1.0, 1e3]).reshape(3, 1, 1)
-    together = filter_matrix(a, parse_spectrum(text), centered=centered)
-    for matrix, found in zip(a, together, strict=True):
-        alone = filter_matrix(matrix, parse_spectrum(text), centered=centered)
-        torch.testing.assert_close(found, alone, rtol=1e-9, atol=1e-9 * float(matrix.abs().max()))
+    for centered in (False, True):
+        together = filter_matrix(a, parse_spectrum(text), centered=centered)
+        for matrix, found in zip(a, together, strict=True):
+            alone = filter_matrix(matrix, parse_spectrum(text), centered=centered)
+            size = float(matrix.abs().max())
+            assert_close(found, alone, (centered, size), rtol=1e-9, atol=1e-9 * size)
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("scale", [1e-20, 1e-4, 1e20])
-def test_the_scale_of_a_matrix_changes_nothing_else(text, scale):
+def test_the_scale_of_a_matrix_changes_nothing_else(text):
     spectrum = parse_spectrum(text)
-    a = draw_with([9.0, 5.0, 2.0, 1.0, 0.3]).float()
-    expected = filter_matrix(a, spectrum)
-    # float32 knows the weight of the smallest of these values to about 1e-4
-    found = filter_matrix(a * scale, spectrum) / scale
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=3e-4)
     s = torch.tensor([9.0, 5.0, 2.0, 1.0, 0.3])
-    torch.testing.assert_close(spectrum(s * scale) / scale, spectrum(s))
+    a = draw_with(s).float()
+    expected = filter_matrix(a, spectrum)
+    for scale in (1e-20, 1e-4, 1e20):
+        # float32 knows the weight of the smallest of these values to about 1e-4
+        found = filter_matrix(a * scale, spectrum) / scale
+        assert_close(found, expected, scale, rtol=1e-4, atol=3e-4)
+        assert_close(spectrum(s * scale) / scale, spectrum(s), scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
