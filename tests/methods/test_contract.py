@@ -62,7 +62,7 @@ def test_every_method_says_what_it_allows(name, use):
         (consist.StyleAligned(), {CACHE, PROCESSES}),
         (consist.OnePrompt(), {EXTEND, CACHE, REFERENCES, PROCESSES}),
     ],
-    ids=repr,
+    ids=lambda one: type(one).__name__ if isinstance(one, Method) else ",".join(sorted(one)),
 )
 def test_what_each_method_refuses(method, refused):
     assert {use for use in USES if method.obstacle(use)} == refused
