@@ -77,6 +77,7 @@ def household(tmp_path, monkeypatch):
     Path("sets.yaml").write_text(sets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", blocks("python"))
 def test_its_code_runs(code):
     names = {}

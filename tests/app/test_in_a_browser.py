@@ -25,9 +25,12 @@ from PIL import Image
 from consist.runs.drawing import complete
 from consist.runs.folder import RunFolder
 
-pytestmark = pytest.mark.skipif(
-    find_spec("gradio") is None, reason="the page needs it: pip install 'consist[app]'"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("gradio") is None, reason="the page needs it: pip install 'consist[app]'"
+    ),
+]
 
 CONSIST = Path(sys.executable).parent / "consist"
 

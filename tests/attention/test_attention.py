@@ -183,6 +183,7 @@ def test_the_grid_is_that_of_the_layer_at_any_size(unet, size):
     assert {(site.g, site.n) for site in spy.sites} == {(2, 3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheduler", [EulerDiscreteScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler]
 )

@@ -183,12 +183,12 @@ def place_of(request):
 
 
 def pairs():
-    """Every method in every place: each day with each model, and in a third of the others."""
+    """Every method in every place: each day with each model, and one in each of the others."""
     for number, place in enumerate(PLACES):
         for turn, name in enumerate(SHARING):
             if name == "one-prompt" and "IP-Adapter" in place:
                 continue  # refused, below
-            daily = " " not in place or (number + turn) % 3 == 0
+            daily = " " not in place or (number + turn) % len(SHARING) == 0
             yield pytest.param(place, name, marks=() if daily else pytest.mark.slow)
 
 
@@ -215,6 +215,7 @@ def alone(sd_pipe):
     return Place(sd_pipe, images=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SHARING if name != "one-prompt"])
 def test_one_image_has_nobody_to_share_with(alone, name):
     torch.testing.assert_close(alone.draw(name), alone.plain, rtol=1e-4, atol=1e-4)
@@ -228,6 +229,7 @@ def test_cross_attention_of_an_ip_adapter_is_never_taken_over(sd_pipe):
     assert pipe.unet.attn_processors == before
 
 
+@pytest.mark.slow
 def test_two_pipelines_share_at_once(sd_pipe, sdxl_pipe):
     alone = [draw(pipe, "spectral") for pipe in (sd_pipe, sdxl_pipe)]
     method = consist.Spectral()

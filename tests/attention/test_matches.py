@@ -192,6 +192,7 @@ def test_pictures_depend_on_the_anchors_alone(unet):
     assert (unmasked - whole).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [False, True])
 def test_the_first_anchor_alone_is_shown_and_sees_nobody(unet, known):
     size = unet.config.sample_size

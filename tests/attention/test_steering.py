@@ -193,6 +193,7 @@ def draw(lora, folder, **changes):
     return [generate(config, folder).read_picture(i) for i in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [{"name": "isolated"}, {"name": "matched"}, {"name": "consistory", "subject": ("cat",)}],
@@ -211,6 +212,7 @@ def test_words_that_a_lora_was_trained_on_are_known(lora, tmp_path, caplog):
     assert warning.startswith("mini has never seen 'asleep'. It knows")
 
 
+@pytest.mark.slow
 def test_contrast_is_taken_back(lora, tmp_path):
     """Shares of it draw between nothing and all: diffusers mixes the two."""
     drawn = [

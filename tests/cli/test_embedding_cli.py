@@ -54,6 +54,7 @@ def test_a_word_is_drawn_with(learned, caplog):
     assert record["config"]["embeddings"] == [str(learned)]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_its_subject_is_kept_with_the_word(learned, monkeypatch):
     monkeypatch.setenv("CONSIST_HOME", str(learned.parent / "home"))
     options = ("--steps", 2, "--embedding", learned.name, "--out", "kept")

@@ -76,6 +76,7 @@ def test_the_same_command_changes_nothing_and_another_seed_is_another_lora(learn
     assert run(*command, "--out", out, "--seed", 1).exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_lora(photos):
     drawn = run("batch", "a cat in paris", "a cat on the moon", "--steps", 1, "--out", "run")
     assert drawn.exit_code == 0, drawn.output
@@ -88,6 +89,7 @@ def test_a_run_becomes_a_lora(photos):
     assert captions == ["a xyz cat in paris", "a xyz cat on the moon"]
 
 
+@pytest.mark.slow
 def test_dreambooth_gives_a_model_that_draws(photos):
     prior = ("--class-prompt", "a cat", "--prior", "base")
     result = run("train", "dreambooth", photos, "--prompt", "a xyz cat", *prior, *SHORT)

@@ -175,6 +175,7 @@ def test_intervals_are_corrected_for_all_comparisons():
     assert corrected.low < plain.low < plain.high < corrected.high
 
 
+@pytest.mark.slow
 def test_many_settings_that_do_nothing_are_not_called_different():
     scores = {f"null {i}": planted(0.0, 0.0, seed=100 + i) for i in range(60)}
     found = compared(scores, [setting(name) for name in scores])
@@ -320,6 +321,7 @@ def test_without_matplotlib_the_numbers_are_written_all_the_same(tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
+@pytest.mark.slow
 def test_numbers_in_a_crowd_cover_neither_points_nor_each_other():
     crowd = {f"s{i}": planted(0.2 + 0.004 * i, 0.1 + 0.003 * (i % 7), seed=i) for i in range(40)}
     found = compared(crowd, [setting(name) for name in crowd])
@@ -443,6 +445,7 @@ def test_settings_are_drawn_once_beside_isolated_pictures_drawn_once(tmp_path, j
     assert drawn == []
 
 
+@pytest.mark.slow
 def test_given_masks_change_the_pictures(tmp_path, judges):
     """At the first step predicted masks are not there yet, so a run of one step shows whose act."""
     both = [*TRIED, Setting(name="sdsa", method={"name": "sdsa"})]
@@ -469,6 +472,7 @@ def test_masks_are_told_apart_only_where_there_are_two_subjects():
         find_subjects([], images, ("cat",))
 
 
+@pytest.mark.slow
 def test_a_script_writes_its_results_when_all_shards_are_done(tmp_path, judges, drawn, monkeypatch):
     monkeypatch.setattr(consist.cli.ablation, "load_judges", lambda **given: judges)
     monkeypatch.setattr(consist.cli.ablation, "load_benchmark", lambda name: SETS * 1)

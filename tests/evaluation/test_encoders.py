@@ -343,6 +343,7 @@ def test_a_wrong_name_is_one_sentence(load, tmp_path):
         load(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_kind_is_refused(folders):
     with pytest.raises(ConsistError, match=r"vit is no CLIPModel: \d+ weights are missing, such"):
         load_clip(str(folders / "vit"))

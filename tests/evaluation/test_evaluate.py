@@ -237,6 +237,7 @@ SETS = [
 QUICK = {"steps": 1, "width": 64, "height": 64, "method": {"name": "shared"}}
 
 
+@pytest.mark.slow
 def test_shards_together_make_one_summary(tmp_path, judges):
     first = evaluate_benchmark(SETS, judges, tmp_path / "out", QUICK, chosen=SETS[:2])
     assert len(first.runs) == 2
@@ -259,6 +260,7 @@ def test_a_benchmark_goes_on_without_drawing_again(tmp_path, judges, monkeypatch
         evaluate_benchmark(SETS, judges, out, {**QUICK, "steps": 2}, chosen=SETS[:1])
 
 
+@pytest.mark.slow
 def test_a_run_of_other_settings_is_not_summed_up(tmp_path, judges):
     out = tmp_path / "out"
     evaluate_benchmark(SETS, judges, out, QUICK, chosen=SETS[:1])
@@ -266,6 +268,7 @@ def test_a_run_of_other_settings_is_not_summed_up(tmp_path, judges):
     assert other.runs == [str(out / "free_1")]
 
 
+@pytest.mark.slow
 def test_isolated_rows_are_reused(tmp_path, judges, monkeypatch):
     first = tmp_path / "first"
     evaluate_benchmark(SETS, judges, first, QUICK, chosen=SETS[:1])
@@ -306,6 +309,7 @@ def retrained(monkeypatch):
     return lambda: monkeypatch.setattr("consist.runs.versions.digest_of", lambda folder: "others")
 
 
+@pytest.mark.slow
 def test_pictures_of_other_weights_are_neither_reused_nor_continued(tmp_path, judges, retrained):
     first, second = tmp_path / "first", tmp_path / "second"
     evaluate_benchmark(SETS, judges, first, QUICK, chosen=SETS[:1])
@@ -465,6 +469,7 @@ def test_the_command_prints_and_writes_a_summary(tmp_path, patched):
     assert printed["scores"]["identity"]["difference"]["value"] == pytest.approx(0.2)
 
 
+@pytest.mark.slow
 def test_the_command_draws_a_benchmark(tmp_path, patched, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sets.yaml").write_text(

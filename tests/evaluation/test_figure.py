@@ -20,6 +20,7 @@ def draw():
         return to_svg(figure, 'a "label" & more')
 
 
+@pytest.mark.slow
 def test_a_figure_is_the_same_each_time_and_says_no_date():
     assert draw() == draw()
     assert "metadata" not in draw()

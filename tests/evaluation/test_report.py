@@ -302,6 +302,7 @@ def test_a_method_with_a_bar_in_its_name_does_not_split_the_markdown_table(tmp_p
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
+@pytest.mark.slow
 def test_methods_over_the_same_sets_are_compared(tmp_path):
     methods = [{"name": "shared"}, {"name": "spectral", "keys": "log"}]
     runs = [
@@ -338,6 +339,7 @@ def test_runs_of_real_models_need_no_reader_and_no_second_row(tmp_path):
     assert any("better or worse; that takes 6" in text for text in page.texts)
 
 
+@pytest.mark.slow
 def test_plots_show_every_set_in_the_colors_of_the_page(tmp_path, runs):
     path, page = report(tmp_path, runs)
     text = path.read_text(encoding="utf-8")
@@ -372,6 +374,7 @@ def test_without_matplotlib_the_page_has_its_numbers_and_says_what_is_missing(
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_missing_is_said_to_be(tmp_path):
     run = fake_run(tmp_path / "run")
     run.picture_path(2).unlink()
@@ -497,6 +500,7 @@ def visible_rows(page):
     )
 
 
+@pytest.mark.slow
 def test_a_click_and_a_key_flip_the_rows_of_a_set(view, runs):
     page = view(runs)
     assert visible_rows(page) == [True, True]
@@ -514,6 +518,7 @@ def test_a_click_and_a_key_flip_the_rows_of_a_set(view, runs):
     assert pressed.inner_text() == "without sharing"
 
 
+@pytest.mark.slow
 def test_the_table_sorts_by_a_click_and_by_a_key(view, runs):
     page = view(runs)
 
@@ -533,6 +538,7 @@ def test_the_table_sorts_by_a_click_and_by_a_key(view, runs):
     assert names == sorted(names)
 
 
+@pytest.mark.slow
 def test_the_filter_leaves_what_fits(view, runs):
     page = view(runs)
     page.fill("#search", "run-3")
@@ -541,6 +547,7 @@ def test_the_filter_leaves_what_fits(view, runs):
     assert page.locator("#found").inner_text() == "1 of 8 rows"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 768, 1280])
 def test_nothing_runs_over_the_edge(view, tmp_path, runs, width):
     other = [fake_run(tmp_path / f"other-{i}", i, method={"name": "shared"}) for i in range(8)]
@@ -564,6 +571,7 @@ def test_every_picture_loads_and_every_control_has_a_name(view, runs):
     assert bare == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_ground(view, runs, scheme):
     """WCAG 2.2 AA: a contrast of 4.5 for every color of text."""

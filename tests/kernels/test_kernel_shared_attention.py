@@ -292,6 +292,7 @@ def test_kernels_in_the_interpreter():
     assert count_interpreted("-n2", *Path(__file__).parent.glob("test_kernel_*.py")) > 50
 
 
+@pytest.mark.slow
 @needs_interpreter
 def test_two_kernels_in_the_interpreter():
     """A few of those above, and of ``test_kernel_pack.py``, each day."""

@@ -417,6 +417,7 @@ SLOW = [
 PIPELINES = [*DAILY, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "scheduler", "n", "options"), PIPELINES)
 def test_every_part_changes_pictures_and_without_them_it_is_sdsa(
     name, scheduler, n, options, request
@@ -466,6 +467,7 @@ def test_one_run_is_enough(sd_pipe, scheduler, steps, changes, calls):
     assert len(counted) == calls
 
 
+@pytest.mark.slow
 def test_anchors_do_not_know_the_other_images(sdxl_pipe):
     method = consist.Consistory(anchors=2)
     with scheduled(sdxl_pipe, EULER):

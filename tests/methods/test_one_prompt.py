@@ -380,6 +380,7 @@ def draw(pipe, method, count=2, guidance=5.0):
         return latents(pipe, count, guidance, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_draws_with_every_pipeline(pipe, guidance, count):
@@ -559,11 +560,13 @@ def check_alike(one, other):
         assert max(high for _, high in ImageChops.difference(*pair).getextrema()) <= 2
 
 
+@pytest.mark.slow
 def test_chunks_draw_what_the_whole_draws(tmp_path):
     whole = generate(run(), tmp_path / "whole")
     check_alike(generate(run(batch_size=3), tmp_path / "chunked"), whole)
 
 
+@pytest.mark.slow
 def test_a_run_with_neutral_settings_draws_the_consolidated_prompt(tmp_path):
     neutral = generate(run(method={"name": "one-prompt", **NEUTRAL}), tmp_path / "neutral")
     joined = run(prompts=(JOINED,) * 4, method={"name": "isolated"})

@@ -285,6 +285,7 @@ def tokens(pipe):
     return consist.find_subject(pipe.tokenizer, PROMPTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_recording_leaves_every_bit_of_the_pictures(pipe, tokens, guidance):
     expected = draw(pipe, guidance_scale=guidance)
@@ -347,6 +348,7 @@ def test_the_maps_are_those_of_the_conditional_half(unet):
         assert torch.equal(s.masks, find_masks(mean.double(), s.height, s.width))
 
 
+@pytest.mark.slow
 def test_a_prompt_that_shares_no_subject_is_drawn_alone(pipe):
     """Two cats and a bus: the cats are drawn as a pair, the bus as by itself."""
     prompts = ["a cat in paris", "a cat on the moon", "a red bus on a beach"]
@@ -456,6 +458,7 @@ def run(count=4, **changes):
     return RunConfig(**{**given, "method": method, **changes})
 
 
+@pytest.mark.slow
 def test_chunks_draw_the_same_subject_from_the_same_anchors(tmp_path):
     whole = generate(run(), tmp_path / "whole")
     chunked = generate(run(batch_size=3), tmp_path / "chunked")

@@ -24,6 +24,7 @@ def stated(identity, named):
     return {name: value for name, value in words.items() if value != "none"}
 
 
+@pytest.mark.slow
 def test_a_description_is_read_in_full_and_nothing_more():
     rng = Random(0)
     for _ in range(3000):

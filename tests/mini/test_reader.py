@@ -237,6 +237,7 @@ def test_a_model_that_knows_a_picture_draws_it_again():
     torch.testing.assert_close(second, first // 2, atol=1, rtol=0)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_again_is_the_picture_and_follows_its_seed(album, tmp_path):
     parts, indices = load_parts(MINI_FOLDER), list(range(8))
     clean = encode(parts.vae, album.pixels[indices], session(tmp_path))

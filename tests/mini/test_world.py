@@ -79,6 +79,7 @@ def test_a_picture_is_drawn_the_same_twice():
     assert np.array_equal(pixels(picture()), pixels(picture()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_the_mask_is_where_the_subject_is(subject):
     bare = replace(of_class(subject), color="white", pattern="plain", pattern_color=None)

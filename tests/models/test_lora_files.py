@@ -132,6 +132,7 @@ def test_ranks_and_alphas_that_differ_by_module_are_kept(sd_pipe, tmp_path):
     assert not differing(layers(trained), layers(load(sd_pipe, path)))
 
 
+@pytest.mark.slow
 def test_diffusers_misreads_alphas_of_kohya_files_that_differ(sd_pipe, tmp_path, caplog):
     trained = adapt(sd_pipe, alpha_pattern={"to_k": 1, "q_proj": 5})
     path, again = tmp_path / "kohya.safetensors", tmp_path / "diffusers.safetensors"
@@ -156,6 +157,7 @@ def test_a_text_encoder_alone_and_a_unet_alone(sd_pipe, tmp_path):
     assert {number for number, _ in layers(load(sd_pipe, path))} == {0}
 
 
+@pytest.mark.slow
 def test_dora_keeps_its_norms(sd_pipe, tmp_path, caplog):
     trained = adapt(sd_pipe, use_dora=True)
     path, kohya = tmp_path / "lora.safetensors", tmp_path / "kohya.safetensors"
@@ -176,6 +178,7 @@ def test_rank_stabilized_scales_are_kept(sd_pipe, tmp_path):
     assert update.alpha / update.rank == pytest.approx(6 / 4**0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [True, False])
 def test_reads_what_diffusers_writes(sd_pipe, tmp_path, config):
     trained = adapt(sd_pipe, unet_targets=ATTENTION)

@@ -52,6 +52,7 @@ def test_any_text_tokenizes_in_mini():
     assert tokenizer("A Cat").input_ids == tokenizer("a cat").input_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"), [("sd", StableDiffusionPipeline), ("sdxl", StableDiffusionXLPipeline)]
 )
@@ -70,6 +71,7 @@ def test_a_folder_draws_like_mini(folders, name, kind):
     assert [image.size for image in images] == [(24, 16)] * 2
 
 
+@pytest.mark.slow
 def test_a_lora_of_diffusers_changes_the_pictures(folders, tmp_path):
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict

@@ -141,6 +141,7 @@ def test_a_pack_without_a_subject_is_one_sentence(lora, tmp_path):
         assert "\n" not in result.stderr.strip()
 
 
+@pytest.mark.slow
 def test_a_pack_is_drawn_in_batches_and_shown_in_one_picture():
     small = ("--steps", 1, "--size", 32, "--anchors", 1, "--batch-size", 3, "--out", "run")
     result = run("--pack", "property", "--subject", "a cat", *small)

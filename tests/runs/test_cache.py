@@ -90,6 +90,7 @@ def pictures(folder):
 # oracle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["sd_pipe", "sdxl_pipe"])
 @pytest.mark.parametrize(
     ("method", "guidance"),
@@ -187,6 +188,7 @@ def test_a_timestep_may_come_twice(sd_pipe, monkeypatch):
     torch.testing.assert_close(cached, whole, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_more_energy_is_a_smaller_error(sd_pipe):
     method = build({"name": "shared", "anchors": 2})
     errors = []
@@ -432,6 +434,7 @@ def test_the_anchors_are_drawn_once(tmp_path, model_for, drawn):
     assert mean_difference(beside, cached) < 0.1 * mean_difference(beside, first)
 
 
+@pytest.mark.slow
 def test_a_killed_extension_goes_on_with_the_same_pictures(tmp_path, model_for, monkeypatch):
     killed = generate(config(), tmp_path / "run", model_for=model_for)
     real_draw = drawing.draw
@@ -486,6 +489,7 @@ def test_a_file_that_does_not_fit_stops_the_run(tmp_path, model_for):
     assert run.read_record() == record
 
 
+@pytest.mark.slow
 def test_subjects_have_a_cache_beside_them(tmp_path, model_for, drawn, monkeypatch):
     monkeypatch.setenv("CONSIST_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)

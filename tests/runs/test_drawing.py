@@ -81,6 +81,7 @@ def test_an_image_depends_on_its_seed_and_not_on_its_neighbors(tmp_path, model_f
     assert largest_difference(pair.read_picture(1), single.read_picture(0)) <= 2
 
 
+@pytest.mark.slow
 def test_chunks_draw_the_same_subject_from_the_same_anchors(tmp_path, model_for):
     spectral = {"name": "spectral", "anchors": 1}
     whole = generate(config(4, method=spectral), tmp_path / "whole", model_for=model_for)
@@ -120,6 +121,7 @@ def test_a_finished_run_is_not_drawn_again(tmp_path, monkeypatch, model_for):
     assert generate(config(), tmp_path) == folder
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_completed_by_its_isolated_row(tmp_path, model_for):
     folder = generate(config(), tmp_path / "run", model_for=model_for)
     before = pictures(folder)

@@ -59,6 +59,7 @@ def copy_run(run, path):
 # oracle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -80,6 +81,7 @@ def test_all_pictures_of_a_run_make_its_subject(tmp_path, method, model_for):
     assert largest_difference(folder.read_picture(0), folder.read_picture(2)) > 20
 
 
+@pytest.mark.slow
 def test_the_same_batch_gives_the_very_same_pictures(tmp_path, model_for):
     method = {"name": "spectral", "anchors": 1}
     whole = config(prompts=PROMPTS + MORE[:1], seeds=(3, 5, 6), method=method, batch_size=2)
@@ -101,6 +103,7 @@ def test_new_pictures_see_the_anchors_and_not_each_other(drawn, tmp_path, model_
 # the run
 
 
+@pytest.mark.slow
 def test_an_extended_run_is_an_ordinary_one(tmp_path, model_for):
     run = generate(config(compare=True), tmp_path / "run", model_for=model_for)
     before, grid = {row: pictures(run, row) for row in ("", "isolated")}, run.grid_path.read_bytes()
@@ -125,6 +128,7 @@ def test_an_extended_run_is_an_ordinary_one(tmp_path, model_for):
     assert generate(run.read_config(), run.path, model_for=None) == run
 
 
+@pytest.mark.slow
 def test_nothing_old_is_drawn_again(run, model_for, monkeypatch):
     real_draw, drawn = drawing.draw, []
 
@@ -142,6 +146,7 @@ def test_memory_is_bounded_without_a_batch_size(run, model_for):
     assert extend(run.path, MORE, model_for=model_for).read_config().batch_size == 4
 
 
+@pytest.mark.slow
 def test_a_killed_extension_goes_on_with_the_same_pictures(drawn, tmp_path, model_for, monkeypatch):
     straight = copy_run(drawn, tmp_path / "straight")
     extend(straight.path, MORE, batch_size=3, model_for=model_for)
@@ -184,6 +189,7 @@ def test_what_the_model_decided_is_written_out(run, model_for):
     assert extend(run.path, MORE[:1], model_for=model_for).read_config().guidance == 2.5
 
 
+@pytest.mark.slow
 def test_the_method_stays_what_it_was_when_a_default_changes(run, model_for):
     record = run.read_record()
     assert record["config"]["method"] == {"name": "matched"}
@@ -196,6 +202,7 @@ def test_the_method_stays_what_it_was_when_a_default_changes(run, model_for):
     assert run.picture_path(2).exists()
 
 
+@pytest.mark.slow
 def test_scores_of_before_are_not_those_of_an_extended_run(tmp_path, model_for):
     run = generate(config(compare=True), tmp_path / "run", model_for=model_for)
     write_scores(run, SetScores(scores={}, isolated={}, images=[{}, {}], choices={}))
@@ -255,6 +262,7 @@ def test_refuses_other_anchors_than_the_run_names(tmp_path):
 # the command
 
 
+@pytest.mark.slow
 def test_the_command_adds_and_says_when_it_does_not(run, monkeypatch):
     monkeypatch.chdir(run.path.parent)
     for expected in ("", "run has these prompts already; --seed draws them once more"):

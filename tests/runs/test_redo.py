@@ -89,6 +89,7 @@ def test_the_new_picture_sees_the_anchors_as_they_were(run, tmp_path, model_for)
     assert largest_difference(run.read_picture(0), expected.read_picture(3)) <= 2
 
 
+@pytest.mark.slow
 def test_the_subject_stays_what_it_was(run, tmp_path, model_for):
     """Scenes that are added after an anchor was redone are those of the original anchors."""
     untouched = copy_run(run, tmp_path / "untouched")

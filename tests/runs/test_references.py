@@ -188,6 +188,7 @@ def clean_and_noise(pipe, photo, run):
     return clean[0], torch.randn(clean[0].shape, generator=generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_unet_sees_the_reference_with_the_noise_of_the_step(pipe, photo, name):
     if name == "lms":
@@ -307,6 +308,7 @@ def test_more_references_than_images_are_refused(sd_pipe):
 # the run
 
 
+@pytest.mark.slow
 def test_a_single_picture_sees_the_reference(tmp_path, photo, model_for):
     asked = with_references(config(compare=True), [photo], ["a cat"])
     run = generate(asked, tmp_path / "run", model_for=model_for)
@@ -340,6 +342,7 @@ def test_keys_are_matched_beside_references_alone(tmp_path, photo, model_for, mo
     assert set(calls) == {(3, 1)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spectral", "sdsa", "consistory"])
 def test_a_picture_does_not_depend_on_its_neighbors(tmp_path, photo, model_for, method):
     both = [photo, paint(tmp_path / "b.png", (0, 128, 0))]

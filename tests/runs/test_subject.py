@@ -70,6 +70,7 @@ def test_the_recipe_is_all_that_the_subject_depends_on(run):
     assert subject.versions == run.read_record()["versions"]
 
 
+@pytest.mark.slow
 def test_the_recipe_survives_a_redo(run, tmp_path, model_for):
     other = generate(asked(), tmp_path / "other", model_for=model_for)
     redo(other.path, 0, seed=9, model_for=model_for)

@@ -34,6 +34,7 @@ def spans(ends):
     return zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("share", [1.0, 0.25])
 @pytest.mark.parametrize("peer", PEERS)

@@ -255,6 +255,7 @@ def few_prompts(monkeypatch):
     monkeypatch.setattr("learning.dreambooth.LIVE_PROMPTS", prompts[::-1])
 
 
+@pytest.mark.slow
 def test_two_subjects_from_photos_to_numbers(
     folder, models, few_prompts, tmp_path, monkeypatch, capsys
 ):

@@ -68,6 +68,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_twelve_steps_are_seven_and_five(photos, tiny, name):
     def stop(step, steps, loss):
@@ -112,6 +113,7 @@ def test_another_training_is_refused_and_said(photos, tiny):
     assert differences({"schedule": "cosine", "steps": 1}, {"schedule": "cosine", "steps": 2})
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_that_is_older_than_a_setting(photos, tiny):
     config = config_of(photos, steps=1)
     finetune(config, model_for=model_of(tiny))
@@ -177,6 +179,7 @@ def test_a_dreambooth_model_is_a_model(photos, tiny):
     assert json.loads((config.work_folder / "training.json").read_text())["finished"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["lora", "dreambooth"])
 def test_what_is_trained_is_float32_whatever_the_precision(photos, tiny, kind, precision):
@@ -226,6 +229,7 @@ def test_the_base_model_is_there_while_its_lora_is_trained(photos, tiny):
     assert now.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "dreambooth"])
 def test_the_prior_of_the_base_model_is_kept_at_first(photos, tiny, kind):
     """Nothing is learned yet: the class half has no error, and the photos have all of it."""
@@ -391,6 +395,7 @@ def test_latents_are_scaled_as_the_pipeline_decodes_them(photos, tiny):
     torch.testing.assert_close(mean, expected)
 
 
+@pytest.mark.slow
 def test_class_images_are_drawn_once_and_say_what_they_are(photos, tiny):
     config = config_of(photos, prior="images", class_prompt="a cat", class_images=4)
     denoising_of(config, tiny)

@@ -326,6 +326,7 @@ def test_other_draws_are_the_same_each_time(tmp_path):
     assert other.random("unet", 3).random() != plain.random("unet", 3).random()
 
 
+@pytest.mark.slow
 def test_what_is_drawn_depends_on_the_start(tmp_path, monkeypatch):
     drawn = []
 
@@ -345,6 +346,7 @@ def test_what_is_drawn_depends_on_the_start(tmp_path, monkeypatch):
     assert first == same != other
 
 
+@pytest.mark.slow
 def test_a_reader_learns_on_beside_a_model_that_stays(tmp_path):
     recipe = Recipe(pictures=64, unet_steps=0, reader_steps=1, reader_batch=2, warmup=1)
     folder = train(tmp_path, recipe, CPU, lambda *a: None, MINI_FOLDER)

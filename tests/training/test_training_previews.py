@@ -67,6 +67,7 @@ def previews_of(photos, pipe, **changes):
     return Previews(model, config, CPU), parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [*KINDS.values(), WORD], ids=[*KINDS, "textual-inversion"])
 def test_a_training_with_pictures_is_the_one_without(photos, tiny, changes):
     suffix = "" if changes.get("kind") == "dreambooth" else ".safetensors"
@@ -159,6 +160,7 @@ def test_pictures_come_at_their_steps_with_a_sheet(photos, tiny):
     assert 192 < seen(changed)["sheet.png"][0].height < 2 * 192
 
 
+@pytest.mark.slow
 def test_a_training_killed_while_it_draws_misses_no_picture(photos, tiny, monkeypatch):
     shown = {"sample_prompts": PROMPTS[:1], "sample_every": 1, "checkpoint_every": 2}
     straight = config_of(photos, steps=4, out="straight.safetensors", **shown)
@@ -194,6 +196,7 @@ def test_of_several_processes_one_looks(photos, tiny, monkeypatch):
     assert not parts.config.work_folder.exists()
 
 
+@pytest.mark.slow
 def test_curves_go_on_where_a_training_does(photos, tiny):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -269,6 +272,7 @@ def test_the_example_of_finetune_trains(tmp_path, monkeypatch):
     assert (tmp_path / "cat.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_command_draws_at_the_size_that_is_trained(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
