@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -389,9 +390,12 @@ def test_ctrl_c_leaves_a_run_that_goes_on(visit, tmp_path, model_for):
     with serving(tmp_path) as (process, address):
         page = visit(address)
         page.fill("#prompts textarea", "\n".join(PROMPTS))
-        set_(page, steps=20)
+        set_(page, steps=60)
         page.click("#draw")
-        page.wait_for_function("document.querySelector('#status').innerText.includes('left')")
+        # the record is written as the first step begins
+        deadline = time.monotonic() + SECONDS
+        while not list((tmp_path / "runs").glob("*/run.json")) and time.monotonic() < deadline:
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         process.wait(SECONDS)
     (run,) = map(RunFolder, (tmp_path / "runs").iterdir())
