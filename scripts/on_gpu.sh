@@ -10,8 +10,8 @@
 # sheet of its pictures.
 # Training begins with the mini of the package, for MINUTES at its full rate and a third as many
 # steps while that falls; it goes on in .gpu/, which is kept while the machine is. python3 must
-# have torch, transformers and what they need; other packages, such as diffusers, are taken from
-# wheels in .whl/.
+# have torch, transformers and what they need; other packages, such as diffusers, peft and
+# lazy_loader, are taken from wheels in .whl/.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: scripts/on_gpu.sh OUT [all|kernels|train] [MINUTES]}
